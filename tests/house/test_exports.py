@@ -1,0 +1,84 @@
+"""What the library exports and what the chapters use are one list."""
+
+import ast
+import importlib
+import pkgutil
+
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
+
+import bnnlib
+from notebooks import code, notebooks, read, toc_pages
+
+# Rooms whose chapter is still to be written. A room leaves this set with its first notebook.
+ROOMS_TO_COME = {"bayes", "normal", "batchnorm", "variational"}
+# Exports that no chapter uses, each with its reason.
+OUTSIDE_THE_BOOK: dict[str, str] = {}
+
+MODULES = sorted(m.name for m in pkgutil.iter_modules(bnnlib.__path__) if not m.name.startswith("_"))
+EXPORTS = {m: list(importlib.import_module(f"bnnlib.{m}").__all__) for m in MODULES}
+NAMES = {name for names in EXPORTS.values() for name in names}
+
+
+def used(nb: NotebookNode) -> set[str]:
+    """Every name and attribute that the code reads. An import alone is no use."""
+    nodes = [node for cell in code(nb) for node in ast.walk(ast.parse(cell.source))]
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    aliases = {a.asname: a.name for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names if a.asname}
+    return {aliases.get(name, name) for name in names} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+
+
+def defined(nb: NotebookNode) -> set[str]:
+    """Every name that a cell binds outside functions and classes, imports apart."""
+
+    def walk(body: list[ast.AST]) -> set[str]:
+        found: set[str] = set()
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+                found |= walk(list(ast.iter_child_nodes(node)))
+        return found
+
+    return walk([ast.parse(cell.source) for cell in code(nb)])
+
+
+@pytest.mark.parametrize("name", notebooks())
+def test_a_chapter_defines_nothing_that_the_library_exports(name):
+    assert sorted(defined(read(name)) & NAMES) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_export_is_there_once_and_documented(module):
+    names = EXPORTS[module]
+    assert len(names) == len(set(names))
+    documented = {name: getattr(importlib.import_module(f"bnnlib.{module}"), name).__doc__ for name in names}
+    assert [name for name, text in documented.items() if not text] == []
+
+
+def test_every_export_is_used_in_a_chapter():
+    in_chapters = set().union(*(used(read(name)) for name in notebooks()))
+    expected = {f"{m}.{name}": name for m in MODULES if m not in ROOMS_TO_COME for name in EXPORTS[m]}
+    unused = {path for path, name in expected.items() if name not in in_chapters}
+    assert sorted(unused - set(OUTSIDE_THE_BOOK)) == [], "exported, but no chapter uses it"
+    assert sorted(set(OUTSIDE_THE_BOOK) - unused) == [], "listed as unused, but used or gone"
+
+
+def test_rooms_to_come_have_no_chapter_yet():
+    assert {page.split("/")[0] for page in toc_pages()} & ROOMS_TO_COME == set()
+
+
+def test_uses_and_definitions_are_told_apart():
+    nb = new_notebook(
+        cells=[
+            new_code_cell("from bnnlib.nets import Model as M, laplace\nimport bnnlib.metrics as metrics"),
+            new_code_cell("if True:\n    rmse = metrics.nll(M)\ndef crps(pit): return [band for band in pit]"),
+            new_code_cell("for brier, (ece, _) in []: pass\nf = lambda report: report\nwith open('') as quintic: pass"),
+        ]
+    )
+    assert {"Model", "nll"} <= used(nb)
+    assert "laplace" not in used(nb)
+    assert defined(nb) == {"rmse", "crps", "brier", "ece", "_", "f", "quintic"}
