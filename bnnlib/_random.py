@@ -1,0 +1,44 @@
+"""Draws that come from a given generator and leave torch's global state alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+
+@contextmanager
+def _borrowed(generator: torch.Generator | None) -> Iterator[None]:
+    """Run a block whose global draws are fixed by `generator`; the global state is put back after."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"))
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Independent N(0, 1) numbers with the dtype and device of `like`, filled row by row.
+
+    Row by row, so that n draws made at once equal n draws made one after the other.
+    """
+    out = torch.empty(shape, dtype=like.dtype, device=like.device)
+    for row in out.reshape(shape[0], -1):
+        row.normal_(generator=generator)
+    return out
+
+
+def draw(distribution: Distribution, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw n independent values, shape (n, *batch_shape, *event_shape), without gradient."""
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    shape = (n, *distribution.batch_shape, *distribution.event_shape)
+    with torch.no_grad():
+        if type(base) is Normal:
+            return torch.addcmul(base.loc, base.scale, standard_normal(shape, base.loc, generator))
+        if type(base) is MultivariateNormal and not base.batch_shape:
+            return base.loc + standard_normal(shape, base.loc, generator) @ base.scale_tril.T
+        with _borrowed(generator):
+            return distribution.sample((n,))

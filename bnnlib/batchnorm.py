@@ -1,0 +1,3 @@
+"""BatchNorm from the inside, and as noise (chapter three)."""
+
+__all__: list[str] = []

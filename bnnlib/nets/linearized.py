@@ -1,0 +1,76 @@
+"""Predictions with the network replaced by its linearisation in w: f(x; w) ~ f(x; m) + J (w - m)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal, Normal
+
+from bnnlib._random import draw, standard_normal
+from bnnlib.nets.gauss_newton import LowRankPrecision, jacobian
+from bnnlib.nets.likelihoods import Gaussian
+from bnnlib.nets.model import Model
+from bnnlib.nets.moments import noise_nodes
+from bnnlib.predictive import Predictive
+
+__all__ = ["linearized_predictive"]
+
+_CHUNK = 2**25  # entries of a Jacobian that are held at once: 256 MiB in float64
+
+
+def _covariance_of(distribution: Distribution, rows: Tensor) -> Tensor:
+    """B Sigma B^T for rows B (N, K, P') over the first P' entries of w -> (N, K, K)."""
+    size = rows.shape[-1]
+    if isinstance(distribution, LowRankPrecision):
+        extra = len(distribution.loc) - size
+        return distribution.covariance_of(torch.nn.functional.pad(rows, (0, extra)))
+    if isinstance(distribution, MultivariateNormal):
+        half = rows.double() @ distribution.scale_tril[:size].double()
+        return half @ half.mT
+    raise TypeError(f"a linearised prediction needs a multivariate normal over w, not {type(distribution).__name__}")
+
+
+def linearized_predictive(
+    model: Model,
+    distribution: Distribution,
+    x: Tensor,
+    draws: int,
+    generator: torch.Generator | None,
+    y_loc: Tensor | None,
+    y_scale: Tensor | None,
+) -> Predictive:
+    """Predictive with f(x; w) replaced by its linearisation at the mean of w.
+
+    f ~ N(f(x; m), J Sigma J^T) at each input. With normal noise the mixture is in closed form (16
+    nodes of equal weight if the noise is itself unknown); other likelihoods average `draws` draws
+    of f.
+    """
+    loc = distribution.mean
+    double = model if model.dtype == torch.float64 else model.to(dtype=torch.float64)
+    x64 = x.double() if x.is_floating_point() else x
+    with torch.no_grad():
+        f = double(loc.double(), x64)
+    step = max(1, _CHUNK // (model.size * f.shape[-1]))
+    blocks = [_covariance_of(distribution, jacobian(double, loc.double(), part)) for part in x64.split(step)]
+    covariance = torch.cat(blocks)
+    if isinstance(model.likelihood, Gaussian):
+        noise = noise_nodes(model, distribution).double()
+        base = model.likelihood.predictive(f.expand(len(noise), *f.shape), noise, y_loc, y_scale).components
+        assert isinstance(base, Normal)
+        variance = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0).unsqueeze(0)
+        if y_scale is not None:
+            variance = variance * y_scale.double() ** 2
+        total: Tensor = (base.scale.square() + variance).sqrt()
+        components = Normal(base.loc.to(model.dtype), total.to(model.dtype), validate_args=False)
+        return Predictive(components, function_var=variance.expand_as(total).to(model.dtype))
+    eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
+    jitter = 1e-12 * covariance.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-12)
+    half = torch.linalg.cholesky(covariance + jitter[:, None, None] * eye)
+    z = standard_normal((draws, *f.shape), f, generator)
+    drawn = f + (half @ z.unsqueeze(-1)).squeeze(-1)
+    noise = (
+        draw(distribution, draws, generator)[:, model.net_size :]
+        if model.size > model.net_size
+        else z.new_zeros(draws, 0)
+    )
+    return model.likelihood.predictive(drawn.to(model.dtype), noise.to(model.dtype), y_loc, y_scale)

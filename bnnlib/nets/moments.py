@@ -1,0 +1,112 @@
+"""Mean and variance of a prediction without storing draws, and where possible without drawing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from bnnlib.nets.likelihoods import Gaussian
+from bnnlib.nets.model import Model
+from bnnlib.nets.workspace import Workspace, stream
+from bnnlib.predictive import Moments
+
+__all__ = ["closed_moments", "noise_nodes", "relu_moments", "streamed_moments"]
+
+
+def relu_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """E[relu(a)] and E[relu(a)^2] for a ~ N(mean, var).
+
+    With z = mean / sd:  E = mean Phi(z) + sd phi(z),  E2 = (mean^2 + var) Phi(z) + mean sd phi(z).
+    Source: Frey and Hinton (1999), eq. 3 and 4.
+    """
+    sd = var.sqrt()
+    z = mean / sd
+    below = torch.special.ndtr(z)
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    first = mean * below + sd * density
+    return first, (mean * mean + var) * below + mean * sd * density
+
+
+def closed_moments(
+    model: Model, distribution: Distribution, x: Tensor, y_loc: Tensor | None, y_scale: Tensor | None
+) -> Moments | None:
+    """Exact moments of Linear-ReLU-Linear under a factorised normal with normal noise; None for anything else.
+
+    Hidden units are independent given x, because each has weights of its own, so the output's
+    variance is a sum over units of Var[v relu(a)], v and a independent.
+    """
+    if not (isinstance(distribution, Independent) and type(distribution.base_dist) is Normal):
+        return None
+    layers = list(model.net) if isinstance(model.net, nn.Sequential) else []
+    if not (
+        [type(m) for m in layers] == [nn.Linear, nn.ReLU, nn.Linear]
+        and isinstance(model.likelihood, Gaussian)
+        and x.dim() == 2
+    ):
+        return None
+    with torch.no_grad():
+        mean, var = model.parameters_of(distribution.mean), model.parameters_of(distribution.variance)
+        keys = ["0.weight", "0.bias", "2.weight", "2.bias"]
+        w1, b1, w2, b2 = (mean.get(k) for k in keys)
+        v1, c1, v2, c2 = (var.get(k) for k in keys)
+        assert w1 is not None and w2 is not None and v1 is not None and v2 is not None
+        a_mean, a_var = x @ w1.T, x.square() @ v1.T
+        if b1 is not None and c1 is not None:
+            a_mean, a_var = a_mean + b1, a_var + c1
+        first, second = relu_moments(a_mean, a_var)
+        f_mean = first @ w2.T
+        f_var = second @ (v2 + w2.square()).T - first.square() @ w2.square().T
+        if b2 is not None and c2 is not None:
+            f_mean, f_var = f_mean + b2, f_var + c2
+        noise = _mean_noise_var(model.likelihood, model, distribution, f_mean)
+        scale = 1.0 if y_scale is None else y_scale.to(f_mean)
+        shift = 0.0 if y_loc is None else y_loc.to(f_mean)
+        return Moments(f_mean * scale + shift, f_var.sqrt() * scale, noise.sqrt() * scale, torch.zeros_like(f_mean))
+
+
+def noise_nodes(model: Model, distribution: Distribution, count: int = 16) -> Tensor:
+    """Nodes of equal weight for the noise coordinates under their normal posterior, (S, M)."""
+    u = distribution.mean[model.net_size :]
+    if not len(u):
+        return u.new_zeros(1, 0)
+    sd = distribution.variance[model.net_size :].sqrt()
+    middle = (torch.arange(count, dtype=u.dtype, device=u.device) + 0.5) / count
+    return u + sd * torch.special.ndtri(middle).unsqueeze(-1)
+
+
+def _mean_noise_var(likelihood: Gaussian, model: Model, distribution: Distribution, f: Tensor) -> Tensor:
+    """E[scale^2] under the posterior of the noise, by 16 nodes of equal weight, shape of f."""
+    u = noise_nodes(model, distribution)
+    return likelihood.scale(f.expand(len(u), *f.shape), u).square().expand(len(u), *f.shape).mean(0)
+
+
+def streamed_moments(
+    model: Model,
+    distribution: Distribution,
+    x: Tensor,
+    draws: int,
+    generator: torch.Generator | None,
+    y_loc: Tensor | None,
+    y_scale: Tensor | None,
+) -> Moments:
+    """Moments by draws that are forgotten at once (Welford's update): memory is independent of `draws`."""
+    net = Workspace(model)
+    mean = squares = aleatoric = None
+    with torch.no_grad():
+        for s, w in enumerate(stream(distribution, draws, net.w, generator), start=1):
+            u = w[model.net_size :].unsqueeze(0)
+            one = model.likelihood.predictive(net(x).unsqueeze(0), u, y_loc, y_scale)
+            value, noise = one.mean, one.aleatoric_var
+            if mean is None or squares is None or aleatoric is None:
+                mean, squares, aleatoric = value.clone(), torch.zeros_like(value), noise.clone()
+                continue
+            delta = value - mean
+            mean += delta / s
+            squares.addcmul_(delta, value - mean)
+            aleatoric += (noise - aleatoric) / s
+    assert mean is not None and squares is not None and aleatoric is not None
+    error = (squares / max(draws - 1, 1) / draws).sqrt()
+    return Moments(mean, (squares / draws).sqrt(), aleatoric.sqrt(), error)

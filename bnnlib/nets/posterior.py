@@ -1,0 +1,256 @@
+"""The result of every inference method: a distribution over w, with how it was found."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from bnnlib._random import draw
+from bnnlib.data import Scaling
+from bnnlib.nets.gauss_newton import LowRankPrecision
+from bnnlib.nets.linearized import linearized_predictive
+from bnnlib.nets.model import Model
+from bnnlib.nets.moments import closed_moments, streamed_moments
+from bnnlib.nets.workspace import Workspace, stream
+from bnnlib.predictive import Moments, Predictive
+
+__all__ = ["Posterior"]
+
+_FORMAT = "bnnlib posterior 1"
+
+
+@dataclass(frozen=True, repr=False)
+class Posterior:
+    """A distribution over everything unknown, and what can be done with it.
+
+    Attributes
+    ----------
+    model
+        The model it belongs to.
+    distribution
+        A `torch.distributions.Distribution` over w, event shape (P,).
+    method
+        Name of the inference method.
+    history
+        Per step or iteration: what the method recorded, each of shape (steps,).
+    diagnostics
+        Numbers about the fit as a whole: the temper, the log evidence, the fitted prior, ...
+    scaling
+        How inputs and targets were standardised, or None.
+    linearized
+        True where predictions use the network's linearisation in w at the mean, in closed form.
+    """
+
+    model: Model
+    distribution: Distribution
+    method: str
+    history: Mapping[str, Tensor] = field(default_factory=dict)
+    diagnostics: Mapping[str, float | str] = field(default_factory=dict)
+    scaling: Scaling | None = None
+    linearized: bool = False
+
+    def __repr__(self) -> str:
+        notes = [f"{self.model.size} unknowns", str(self.model.likelihood)]
+        if self.diagnostics.get("kl_weight", 1.0) != 1.0:
+            notes.append(f"TEMPERED: kl_weight={self.diagnostics['kl_weight']}")
+        if self.diagnostics.get("interrupted"):
+            notes.append("interrupted")
+        return f"Posterior({self.method}, {', '.join(notes)})"
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of w, shape (P,)."""
+        return self.distribution.mean
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n parameter vectors, shape (n, P)."""
+        _check_draws(n)
+        return draw(self.distribution, n, generator).to(self.model.dtype)
+
+    def functions(self, x: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n functions and evaluate them at x, in the original units, shape (n, N, outputs).
+
+        One draw of w is one function, so values at different x belong together.
+        """
+        f = self._outputs(self._inputs(x), n, generator)[0]
+        scaling = self.scaling
+        if scaling is None or scaling.y_loc is None or scaling.y_scale is None:
+            return f
+        if f.shape[-1] != scaling.y_loc.numel():  # mean and raw scale: only the mean has the units of y
+            f = f[..., : scaling.y_loc.numel()]
+        return f * scaling.y_scale.to(f) + scaling.y_loc.to(f)
+
+    def predict(self, x: Tensor, *, draws: int = 1000, generator: torch.Generator | None = None) -> Predictive:
+        """Predictive distribution at new inputs.
+
+        Parameters
+        ----------
+        x
+            Inputs in the original units, shape (N, ...).
+        draws
+            Number S of draws of w. Methods that linearise the network need none for a regression.
+
+        Returns
+        -------
+        Predictive
+            In the original units of y.
+        """
+        _check_draws(draws)
+        inputs = self._inputs(x)
+        if self.linearized:
+            return linearized_predictive(self.model, self.distribution, inputs, draws, generator, *self._units())
+        f, u = self._outputs(inputs, draws, generator)
+        return self.model.likelihood.predictive(f, u, *self._units())
+
+    def moments(self, x: Tensor, *, draws: int = 1000, generator: torch.Generator | None = None) -> Moments:
+        """Mean, epistemic and aleatoric standard deviation only; memory does not grow with the number of draws.
+
+        In closed form where there is one: linearised posteriors, and factorised normals over a net
+        with one hidden ReLU layer. Else the draws are streamed and forgotten.
+        """
+        _check_draws(draws)
+        if self.linearized:
+            return self.predict(x, draws=draws, generator=generator).moments
+        inputs = self._inputs(x)
+        closed = closed_moments(self.model, self.distribution, inputs, *self._units())
+        if closed is not None:
+            return closed
+        return streamed_moments(self.model, self.distribution, inputs, draws, generator, *self._units())
+
+    # helpers -----------------------------------------------------------------------------------
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch tensor, got {type(x).__name__}")
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise ValueError("x has NaN or infinite values")
+        if x.is_floating_point() and x.dtype != self.model.dtype:
+            raise ValueError(f"x is {x.dtype}, the network {self.model.dtype}; convert x with x.to({self.model.dtype})")
+        return x if self.scaling is None else self.scaling.x(x)
+
+    def _units(self) -> tuple[Tensor | None, Tensor | None]:
+        if self.scaling is None or self.scaling.y_loc is None or self.scaling.y_scale is None:
+            return None, None
+        return self.scaling.y_loc.to(self.mean.device), self.scaling.y_scale.to(self.mean.device)
+
+    def _outputs(self, x: Tensor, draws: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Network outputs (S, N, outputs) and noise coordinates (S, M) of S draws, one preallocated result each."""
+        _check_draws(draws)
+        net = Workspace(self.model)
+        with torch.no_grad():
+            out: Tensor | None = None
+            noise = self.mean.new_empty((draws, self.model.likelihood.unknown_size), dtype=self.model.dtype)
+            for s, w in enumerate(stream(self.distribution, draws, net.w, generator)):
+                f = net(x)
+                if out is None:
+                    out = f.new_empty((draws, *f.shape))
+                out[s] = f
+                noise[s] = w[self.model.net_size :]
+        assert out is not None
+        return out, noise
+
+    # files -------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the posterior to a file of tensors and plain values; an existing file is replaced in one step."""
+        target = Path(path)
+        content = {
+            "format": _FORMAT,
+            "model": self.model.signature(),
+            "method": self.method,
+            "kind": type(_base(self.distribution)).__name__,
+            "arrays": _arrays(self.distribution),
+            "history": dict(self.history),
+            "diagnostics": dict(self.diagnostics),
+            "scaling": None if self.scaling is None else vars(self.scaling),
+            "linearized": self.linearized,
+        }
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+        os.close(handle)
+        try:
+            torch.save(content, temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Model) -> Posterior:
+        """Read a posterior that was saved for `model`. Loads tensors and plain values only, never code.
+
+        Raises
+        ------
+        ValueError
+            The file is no posterior, or was made for another model; the message names the difference.
+        """
+        try:
+            content = torch.load(path, weights_only=True, map_location=model.device)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is not a saved posterior: {type(error).__name__}") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a saved posterior (no mark {_FORMAT!r})")
+        saved, own = content["model"], model.signature()
+        for key, mine in own.items():
+            if saved.get(key) != mine:
+                raise ValueError(
+                    f"{path} was made for another model: its {key} is {saved.get(key)}, this model's {mine}"
+                )
+        scaling = content["scaling"]
+        return cls(
+            model=model,
+            distribution=_from_arrays(content["kind"], content["arrays"]),
+            method=content["method"],
+            history=content["history"],
+            diagnostics=content["diagnostics"],
+            scaling=None if scaling is None else Scaling(**scaling),
+            linearized=content["linearized"],
+        )
+
+    def with_model(self, model: Model) -> Posterior:
+        """The same distribution attached to another model of the same size."""
+        if model.size != self.model.size:
+            raise ValueError(f"the model has {model.size} unknowns, the posterior {self.model.size}")
+        return replace(self, model=model)
+
+
+def _check_draws(n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"draws must be a whole number, at least 1, got {n}")
+
+
+def _base(distribution: Distribution) -> Distribution:
+    return distribution.base_dist if isinstance(distribution, Independent) else distribution
+
+
+_ARRAYS: dict[str, tuple[str, ...]] = {
+    "Normal": ("loc", "scale"),
+    "MultivariateNormal": ("loc", "scale_tril"),
+    "LowRankPrecision": ("loc", "diagonal", "factor"),
+}
+
+
+def _arrays(distribution: Distribution) -> dict[str, Tensor]:
+    base = _base(distribution)
+    names = _ARRAYS.get(type(base).__name__)
+    if names is None:
+        raise TypeError(f"cannot save a {type(base).__name__}; known are {', '.join(_ARRAYS)}")
+    return {name: getattr(base, name).detach().clone() for name in names}
+
+
+def _from_arrays(kind: str, arrays: Mapping[str, Tensor]) -> Distribution:
+    if kind == "Normal":
+        return Independent(Normal(**arrays), 1)
+    if kind == "MultivariateNormal":
+        return MultivariateNormal(arrays["loc"], scale_tril=arrays["scale_tril"])
+    if kind == "LowRankPrecision":
+        return LowRankPrecision(**arrays)
+    raise ValueError(f"unknown kind of distribution {kind!r}")

@@ -1,0 +1,3 @@
+"""Variational inference (chapter four)."""
+
+__all__: list[str] = []
