@@ -93,9 +93,13 @@ def _student_spread(loc: Tensor, scale: Tensor, df: Tensor) -> Tensor:
         min(excess * step, 700.0)
     )  # from there on the integrand falls as exp(-excess |s|): a geometric series
     total = torch.zeros_like(middle)
-    for i in range(-ends, ends + 1):
-        z = (middle + reach * math.sinh(i * step) - loc) / scale
+    nodes = step * torch.arange(-ends, ends + 1, dtype=loc.dtype, device=loc.device)
+    weights = nodes.cosh()
+    weights[[0, -1]] *= 1 + beyond
+    shape = (-1, *[1] * loc.dim())
+    for s, weight in zip(*(v.split(max(1, 2**18 // loc.numel())) for v in (nodes, weights)), strict=True):
+        z = (middle + reach * s.sinh().reshape(shape) - loc) / scale
         tail = student_tail(z, df)
-        cdf, rest = torch.where(z < 0, tail, 1 - tail).mean(0), torch.where(z < 0, 1 - tail, tail).mean(0)
-        total += cdf * rest * math.cosh(i * step) * (1 + beyond if abs(i) == ends else 1)
+        cdf, rest = torch.where(z < 0, tail, 1 - tail).mean(1), torch.where(z < 0, 1 - tail, tail).mean(1)
+        total += (cdf * rest * weight.reshape(shape[:-1])).sum(0)
     return step * reach * total

@@ -1,4 +1,4 @@
-"""Tails and quantiles of Student's t, which torch lacks."""
+"""Tails of Student's t, which torch lacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["student_quantile", "student_tail"]
+__all__ = ["student_bound", "student_tail"]
 
 _MANY = 100.0  # from here on the normal approximation is exact to the last digit
 
@@ -72,17 +72,15 @@ def _not_zero(v: Tensor, tiny: float) -> Tensor:
     return torch.where(v.abs() < tiny, tiny, v)
 
 
-def student_quantile(p: float, df: float) -> float:
-    """Quantile of the standard t by bisection; infinite where float64 cannot hold it."""
-    if p == 0.5:
-        return 0.0
+def student_bound(p: float, df: float) -> float:
+    """A number at or a little beyond the standard t's quantile at p, seen from the centre; infinite beyond float64."""
     wanted, freedom = min(p, 1 - p), torch.tensor(df, dtype=torch.float64)
     low, high = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     while bool(student_tail(high, freedom) > wanted):
         low, high = high, 8 * high
         if not math.isfinite(high * high):
             return math.copysign(math.inf, p - 0.5)
-    for _ in range(60):
+    for _ in range(12):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if bool(student_tail(middle, freedom) > wanted) else (low, middle)
     return math.copysign(float(high), p - 0.5)

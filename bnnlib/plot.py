@@ -5,7 +5,7 @@ Nothing here changes global state but `use_style`, which is asked to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def band(
     colour: str | None = None,
     label: bool = True,
 ) -> None:
-    """Draw the predictive mean and a central band whose legend says its level and what it is a band of.
+    """Draw a central band whose legend says its level and what it is a band of; with a band of data also the mean.
 
     Parameters
     ----------
@@ -97,7 +97,8 @@ def band(
     colour = colour or COLOURS["model"]
     name = f"{100 * level:g} % of {'new data' if of == 'data' else 'the function'}"
     ax.fill_between(xs, low, high, color=colour, alpha=0.22, linewidth=0, label=name if label else None)
-    ax.plot(xs, mean, color=colour, label="mean" if label else None)
+    if of == "data":
+        ax.plot(xs, mean, color=colour, label="mean" if label else None)
 
 
 def function_draws(

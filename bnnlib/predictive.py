@@ -22,7 +22,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Normal, St
 
 from bnnlib._crps import normal_crps, student_crps
 from bnnlib._random import draw
-from bnnlib._student import student_quantile, student_tail
+from bnnlib._student import student_bound, student_tail
 
 __all__ = ["Moments", "Predictive"]
 
@@ -205,7 +205,7 @@ class Predictive:
         if isinstance(c, Normal):
             z = float(torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))
         else:
-            z = student_quantile(p, float(c.df.min()))
+            z = student_bound(p, float(c.df.min()))
         low = (c.loc + c.scale * min(z, 0.0)).amin(0)
         high = (c.loc + c.scale * max(z, 0.0)).amax(0)
         pad = 1e-6 * (high - low) + 1e-12
@@ -272,13 +272,13 @@ class Predictive:
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Entropy of the averaged probabilities, in nats: total uncertainty. (N,) for classes, (N, K) for `Bernoulli`."""
+        """Entropy of the averaged probabilities, in nats: total uncertainty. (N,), or (N, K) for `Bernoulli`."""
         averaged: Distribution = type(self._classes("entropy"))(probs=self.mean)
         return averaged.entropy()
 
     @cached_property
     def mutual_information(self) -> Tensor:
-        """Entropy of the mean minus mean of the entropies, in nats: the part that is ignorance. Shape like `entropy`."""
+        """Entropy of the mean minus mean of the entropies, in nats: the part that is ignorance."""
         c: Distribution = self._classes("mutual_information")
         return (self.entropy - c.entropy().mean(0)).clamp_min(0)  # rounding alone can leave less than nothing
 

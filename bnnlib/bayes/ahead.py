@@ -58,6 +58,8 @@ def posterior_predictive(posterior: Distribution, *, scale: float | Tensor | Non
 
     Examples
     --------
+    >>> from bnnlib.bayes import posterior_predictive
+    >>> from torch.distributions import Beta
     >>> posterior_predictive(Beta(3.0, 1.0)).probs
     tensor(0.7500)
     """

@@ -44,6 +44,9 @@ def beta_bernoulli(prior: Beta, data: Tensor) -> Beta:
 
     Examples
     --------
+    >>> import torch
+    >>> from bnnlib.bayes import beta_bernoulli
+    >>> from torch.distributions import Beta
     >>> beta_bernoulli(Beta(1.0, 1.0), torch.tensor([1, 1, 0])).mean
     tensor(0.6000)
     """
@@ -80,6 +83,9 @@ def dirichlet_categorical(prior: Dirichlet, data: Tensor) -> Dirichlet:
 
     Examples
     --------
+    >>> import torch
+    >>> from bnnlib.bayes import dirichlet_categorical
+    >>> from torch.distributions import Dirichlet
     >>> dirichlet_categorical(Dirichlet(torch.ones(3)), torch.tensor([0, 2, 2])).concentration
     tensor([2., 1., 3.])
     """
@@ -119,6 +125,9 @@ def gamma_poisson(prior: Gamma, data: Tensor) -> Gamma:
 
     Examples
     --------
+    >>> import torch
+    >>> from bnnlib.bayes import gamma_poisson
+    >>> from torch.distributions import Gamma
     >>> gamma_poisson(Gamma(1.0, 1.0), torch.tensor([2, 4])).mean
     tensor(2.3333)
     """

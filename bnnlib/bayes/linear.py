@@ -54,6 +54,8 @@ class LinearRegression:
 
     Examples
     --------
+    >>> import torch
+    >>> from bnnlib.bayes import LinearRegression
     >>> x = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> LinearRegression(noise_scale=1.0, prior_scale=1.0).fit(x, 2 * x).weights.mean
     tensor([0.0000, 1.3333])

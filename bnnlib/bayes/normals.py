@@ -50,6 +50,9 @@ def normal_normal(prior: Normal, data: Tensor, *, scale: float | Tensor) -> Norm
 
     Examples
     --------
+    >>> import torch
+    >>> from bnnlib.bayes import normal_normal
+    >>> from torch.distributions import Normal
     >>> normal_normal(Normal(0.0, 1.0), torch.tensor([1.0, 3.0]), scale=1.0).mean
     tensor(1.3333)
     """
@@ -195,6 +198,8 @@ def normal_gamma(prior: NormalGamma, data: Tensor) -> NormalGamma:
 
     Examples
     --------
+    >>> import torch
+    >>> from bnnlib.bayes import NormalGamma, normal_gamma
     >>> normal_gamma(NormalGamma(0.0, 1.0, 1.0, 1.0), torch.tensor([1.0, 3.0])).rate
     tensor(3.3333)
     """

@@ -70,6 +70,8 @@ def bayes_rule(
     --------
     A test with a hit rate of 0.9 and a false-alarm rate of 0.09; one in a hundred is ill.
 
+    >>> import torch
+    >>> from bnnlib.bayes import bayes_rule
     >>> bayes_rule(torch.tensor([0.01, 0.99]), torch.tensor([0.9, 0.09])).posterior
     tensor([0.0917, 0.9083])
     """

@@ -76,7 +76,7 @@ def from_torchbnn(model: nn.Module, likelihood: Likelihood) -> Posterior:
 
 
 def _plain(module: Any, name: str) -> nn.Module:
-    """The layer without distributions, its parameters not yet set: an initialisation would draw from the global seed."""
+    """The layer without distributions. Its parameters are not set, as that would draw from the global seed."""
     mu = module.weight_mu
     like = {"bias": module.bias_mu is not None, "device": mu.device, "dtype": mu.dtype}
     if hasattr(module, "in_features"):

@@ -172,7 +172,8 @@ class LowRankPrecision(Distribution):
         white = self._white
         gram: Tensor = white @ white.T
         gram.diagonal().add_(1.0)
-        return torch.linalg.cholesky(gram)
+        cholesky: Tensor = torch.linalg.cholesky(gram)
+        return cholesky
 
     @property
     def mean(self) -> Tensor:

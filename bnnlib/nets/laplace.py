@@ -173,11 +173,11 @@ class _State:
             return misfit + 0.5 * (self.multiplier * self._distance(w)).sum()
 
     def _early_noise(self, u: Tensor) -> Tensor:
-        """Noise of a third of the targets' spread, or the prior's mean if that is smaller."""
+        """Noise of a tenth of the targets' spread, or the prior's mean if that is smaller."""
         spread = self.y.std(correction=0)
         if spread == 0:
             return u
-        wanted, point = (0.3 * spread).log(), u.clone()
+        wanted, point = (0.1 * spread).log(), u.clone()
         for _ in range(50):
             point.requires_grad_()
             gap = self.model.likelihood.log_scale(point) - wanted

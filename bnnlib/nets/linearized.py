@@ -13,7 +13,7 @@ from bnnlib.nets.model import Model
 from bnnlib.nets.moments import noise_nodes
 from bnnlib.predictive import Predictive
 
-__all__ = ["linearized_predictive"]
+__all__ = ["linearized_functions", "linearized_predictive"]
 
 _CHUNK = 2**25  # entries of a Jacobian that are held at once: 256 MiB in float64
 
@@ -30,6 +30,18 @@ def _covariance_of(distribution: Distribution, rows: Tensor) -> Tensor:
     raise TypeError(f"a linearised prediction needs a multivariate normal over w, not {type(distribution).__name__}")
 
 
+def linearized_functions(model: Model, loc: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """Functions that the band is made of: f(x; m) + J (w - m) at draws w (S, P) around the mean m, (S, N, outputs)."""
+    double, size = _double(model), model.net_size
+    x64 = x.double() if x.is_floating_point() else x
+    with torch.no_grad():
+        f = double(loc.double(), x64)
+    delta = (w[:, :size].double() - loc[:size].double()).T
+    step = max(1, _CHUNK // (model.size * f.shape[-1]))
+    moved = [jacobian(double, loc.double(), part) @ delta for part in x64.split(step)]
+    return (f + torch.cat(moved).movedim(-1, 0)).to(model.dtype)
+
+
 def linearized_predictive(
     model: Model,
     distribution: Distribution,
@@ -42,11 +54,11 @@ def linearized_predictive(
     """Predictive with f(x; w) replaced by its linearisation at the mean of w.
 
     f ~ N(f(x; m), J Sigma J^T) at each input. With normal noise the mixture is in closed form (16
-    nodes of equal weight if the noise is itself unknown); other likelihoods average `draws` draws
-    of f.
+    nodes of equal weight if the noise is itself unknown), each output with its own variance: what
+    two outputs of one point share is left out. Other likelihoods average `draws` draws of f.
     """
     loc = distribution.mean
-    double = model if model.dtype == torch.float64 else model.to(dtype=torch.float64)
+    double = _double(model)
     x64 = x.double() if x.is_floating_point() else x
     with torch.no_grad():
         f = double(loc.double(), x64)
@@ -74,3 +86,7 @@ def linearized_predictive(
         else z.new_zeros(draws, 0)
     )
     return model.likelihood.predictive(drawn.to(model.dtype), noise.to(model.dtype), y_loc, y_scale)
+
+
+def _double(model: Model) -> Model:
+    return model if model.dtype == torch.float64 else model.to(dtype=torch.float64)

@@ -91,7 +91,7 @@ class Model:
         """Network parameters by name as views of w (..., P): each is (...) followed by its own shape."""
         self._check_w(w)
         parts = w[..., : self.net_size].split([s.numel() for s in self.shapes.values()], -1)
-        return {k: v.reshape(*w.shape[:-1], *s) for v, (k, s) in zip(parts, self.shapes.items(), strict=True)}
+        return {k: v.reshape((*w.shape[:-1], *s)) for v, (k, s) in zip(parts, self.shapes.items(), strict=True)}
 
     def unravel(self, w: Tensor) -> dict[str, Tensor]:
         """Everything unknown by name: network parameters, and the noise in its own units under "noise".

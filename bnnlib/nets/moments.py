@@ -80,7 +80,8 @@ def noise_nodes(model: Model, distribution: Distribution, count: int = 16) -> Te
 def _mean_noise_var(likelihood: Gaussian, model: Model, distribution: Distribution, f: Tensor) -> Tensor:
     """E[scale^2] under the posterior of the noise, by 16 nodes of equal weight, shape of f."""
     u = noise_nodes(model, distribution)
-    return likelihood.scale(f.expand(len(u), *f.shape), u).square().expand(len(u), *f.shape).mean(0)
+    variance: Tensor = likelihood.scale(f.expand(len(u), *f.shape), u).square().expand(len(u), *f.shape).mean(0)
+    return variance
 
 
 def streamed_moments(

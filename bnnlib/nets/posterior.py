@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from bnnlib._random import draw
 from bnnlib.data import Scaling
 from bnnlib.nets.gauss_newton import LowRankPrecision
-from bnnlib.nets.linearized import linearized_predictive
+from bnnlib.nets.linearized import linearized_functions, linearized_predictive
 from bnnlib.nets.model import Model
 from bnnlib.nets.moments import closed_moments, streamed_moments
 from bnnlib.nets.workspace import Workspace, stream
@@ -77,9 +77,15 @@ class Posterior:
     def functions(self, x: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n functions and evaluate them at x, in the original units, shape (n, N, outputs).
 
-        One draw of w is one function, so values at different x belong together.
+        One draw of w is one function, so values at different x belong together. A linearised
+        posterior draws the tangents that its band is made of: run through the network itself, the
+        same draws fit nothing (Immer, Korzepa and Bauer 2021).
         """
-        f = self._outputs(self._inputs(x), n, generator)[0]
+        inputs = self._inputs(x)
+        if self.linearized:
+            f = linearized_functions(self.model, self.mean, inputs, self.sample(n, generator))
+        else:
+            f = self._outputs(inputs, n, generator)[0]
         scaling = self.scaling
         if scaling is None or scaling.y_loc is None or scaling.y_scale is None:
             return f
@@ -248,9 +254,9 @@ def _arrays(distribution: Distribution) -> dict[str, Tensor]:
 
 def _from_arrays(kind: str, arrays: Mapping[str, Tensor]) -> Distribution:
     if kind == "Normal":
-        return Independent(Normal(**arrays), 1)
+        return Independent(Normal(arrays["loc"], arrays["scale"]), 1)
     if kind == "MultivariateNormal":
         return MultivariateNormal(arrays["loc"], scale_tril=arrays["scale_tril"])
     if kind == "LowRankPrecision":
-        return LowRankPrecision(**arrays)
+        return LowRankPrecision(arrays["loc"], arrays["diagonal"], arrays["factor"])
     raise ValueError(f"unknown kind of distribution {kind!r}")

@@ -85,7 +85,7 @@ class Prior:
         total = w.new_zeros(w.shape[:-1])
         sizes = [s.numel() for s in self.shapes.values()]
         for part, (name, d) in zip(w.split(sizes, -1), self.distributions.items(), strict=True):
-            shaped = part.reshape(*w.shape[:-1], *self.shapes[name])
+            shaped = part.reshape((*w.shape[:-1], *self.shapes[name]))
             total = total + d.log_prob(shaped).reshape(*w.shape[:-1], -1).sum(-1)
         return total
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class Workspace:
         h = x
         for (linear, activation), buffer in zip(self._dense, self._buffers, strict=True):
             if linear.in_features == 1:
-                torch.addcmul(linear.bias, h, linear.weight.T, out=buffer)  # an outer product: half the time of a gemm
+                torch.addcmul(linear.bias, h, linear.weight.T, out=buffer)  # outer product: half of a gemm
             else:
                 torch.addmm(linear.bias, h, linear.weight.T, out=buffer)
             h = buffer if activation is None else activation(buffer)
@@ -106,7 +107,7 @@ def _overwrite_inputs(net: nn.Module) -> None:
     for block in net.modules():
         if isinstance(block, nn.Sequential):
             layers = list(block)
-            for before, after in zip(layers, layers[1:], strict=False):
+            for before, after in pairwise(layers):
                 fresh = isinstance(before, nn.Linear | nn.modules.conv._ConvNd) and not before._forward_hooks
                 if fresh and isinstance(after, _IN_PLACE) and sum(m is after for m in net.modules()) == 1:
                     once = sum(layer is after for layer in layers) == 1

@@ -60,7 +60,7 @@ def noise_predictive(precision: Gamma, loc: float | Tensor = 0.0) -> StudentT:
 
     Its standard deviation is sqrt(b / (a - 1)), larger than its scale, and infinite for a <= 1.
 
-    Source: Gelman et al. (2013), section 3.2.
+    Source: Bishop (2006), section 2.3.7.
     """
     if not isinstance(precision, Gamma):
         raise TypeError(f"noise_predictive needs a Gamma over the precision, not {type(precision).__name__}")
