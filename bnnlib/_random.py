@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Gener
     return out
 
 
+class FromNoise(Protocol):
+    """A distribution that turns `noise_size` standard normals into one draw."""
+
+    noise_size: int
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Map (n, noise_size) standard normals to (n, *event_shape) draws."""
+
+
 def draw(distribution: Distribution, n: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw n independent values, shape (n, *batch_shape, *event_shape), without gradient."""
     base = distribution.base_dist if isinstance(distribution, Independent) else distribution
@@ -40,5 +50,14 @@ def draw(distribution: Distribution, n: int, generator: torch.Generator | None =
             return torch.addcmul(base.loc, base.scale, standard_normal(shape, base.loc, generator))
         if type(base) is MultivariateNormal and not base.batch_shape:
             return base.loc + standard_normal(shape, base.loc, generator) @ base.scale_tril.T
+        if hasattr(base, "from_noise"):
+            noisy = cast(FromNoise, base)
+            return noisy.from_noise(standard_normal((n, noisy.noise_size), base.mean, generator))
         with _borrowed(generator):
             return distribution.sample((n,))
+
+
+def by_rows(distribution: Distribution) -> bool:
+    """Whether n draws made in parts are the same numbers as n draws made at once."""
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    return type(base) in (Normal, MultivariateNormal) or hasattr(base, "from_noise")

@@ -244,7 +244,11 @@ class Predictive:
         return normal_crps(c.loc, c.scale, y) if isinstance(c, Normal) else student_crps(c.loc, c.scale, c.df, y)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n new data sets at the N points, shape (n, N, K), or (n, N) class labels."""
+        """Draw n new data sets at the N points, shape (n, N, K), or (n, N) class labels.
+
+        One data set comes from one draw of the unknowns. Where the function is integrated in closed
+        form (`function_var`) there are no such draws, and each point has one of its own.
+        """
         if n < 1:
             raise ValueError(f"sample needs at least one draw, got n={n}")
         c, batch = self.components, self.components.batch_shape

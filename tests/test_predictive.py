@@ -186,6 +186,8 @@ def test_class_probabilities_entropy_and_information():
     same = Predictive(Categorical(logits=made(0, 1, 9, 4).expand(5, 9, 4)))
     assert same.mutual_information.abs().max() < 1e-15
     assert float(same.epistemic.max()) < 1e-8
+    single = Predictive(Categorical(logits=made(0, 1, 400, 9).float().expand(7, 400, 9))).mutual_information
+    assert 0 <= float(single.min()) <= float(single.max()) < 1e-6
     binary = Predictive(Bernoulli(logits=sure[..., :1]))
     assert binary.entropy.item() == pytest.approx(math.log(2))
     assert binary.mutual_information.item() == pytest.approx(math.log(2))

@@ -50,8 +50,8 @@ class Prepared:
                 f"data must be a pair (x, y) of tensors, a Standardized or a DataLoader, not {type(data).__name__}"
             )
         self.n = len(self.x) if self.loader is None else len(self.points)
-        if self.loader is not None and isinstance(self.loader.dataset, TensorDataset):
-            whole = self.loader.dataset.tensors
+        whole = _tensors(self.loader.dataset) if self.loader is not None else None
+        if whole is not None:
             check_pair(*whole)
             _check_targets(model, self.x, self.y, whole[1])
         check_pair(self.x, self.y)
@@ -131,6 +131,13 @@ def _first_batch(loader: DataLoader[Any], points: Sequence[int]) -> tuple[Tensor
     return x, y
 
 
+def _tensors(dataset: Dataset[Any]) -> tuple[Tensor, ...] | None:
+    """Everything in a data set that is tensors, which can be looked at before the first step."""
+    if isinstance(dataset, Standardized):
+        return dataset.x, dataset.y
+    return dataset.tensors if isinstance(dataset, TensorDataset) else None
+
+
 def _scaling(dataset: Dataset[Any]) -> Scaling | None:
     """How the data were standardised, also where only a part of them is given."""
     while isinstance(dataset, Subset):
@@ -176,5 +183,5 @@ def _warn_about_units(model: Model, x: Tensor, y: Tensor) -> None:
             f"{what}; the default priors are made for data of about unit scale. "
             "Pass Standardized(x, y) as data, or a prior of your own.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

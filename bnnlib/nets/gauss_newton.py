@@ -198,21 +198,28 @@ class LowRankPrecision(Distribution):
         covariance: Tensor = b @ b.mT - v @ v.mT
         return covariance
 
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers that one draw is made of, P + R."""
+        return len(self.loc) + len(self.factor)
+
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """loc + A^(-1/2) (e - W^T (I + W W^T)^-1 (W e + d)) with W = F A^(-1/2), e and d standard normal.
+        return self.from_noise(
+            torch.randn(*sample_shape, self.noise_size, dtype=self.loc.dtype, device=self.loc.device)
+        )
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """loc + A^(-1/2) (e - W^T (I + W W^T)^-1 (W e + d)) with W = F A^(-1/2); (e, d) = noise (..., P + R).
 
         This is Matheron's rule: a draw from the prior, corrected by a draw of the data.
         """
-        e = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
-        d = torch.randn(*sample_shape, len(self.factor), dtype=self.loc.dtype, device=self.loc.device)
-        return self._transform(e, d)
-
-    def _transform(self, e: Tensor, d: Tensor) -> Tensor:
+        e, d = noise.split([len(self.loc), len(self.factor)], -1)
         residual = e @ self._white.T + d
         solved = torch.cholesky_solve(residual.reshape(-1, residual.shape[-1]).T, self._cholesky).T.reshape(
             residual.shape
         )
-        return self.loc + (e - solved @ self._white) * self.diagonal.rsqrt()
+        drawn: Tensor = self.loc + (e - solved @ self._white) * self.diagonal.rsqrt()
+        return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
         delta = value.double() - self.loc

@@ -30,6 +30,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import softplus
 
+from bnnlib.nets.priors import describe
 from bnnlib.predictive import Predictive
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Likelihood", "StudentT"]
@@ -121,8 +122,10 @@ class _ScaleFamily(Likelihood):
         self.fixed = {"scale": fixed, "var": fixed.sqrt(), "precision": fixed.rsqrt()}[self.kind]
 
     def __repr__(self) -> str:
-        what = self.unknown if self.fixed is None else self.fixed.tolist()
-        return f"{type(self).__name__}({'scale' if self.fixed is not None else self.kind}={what})"
+        if self.fixed is not None:
+            return f"{type(self).__name__}(scale={self.fixed.tolist()})"
+        assert self.unknown is not None
+        return f"{type(self).__name__}({self.kind}={describe(self.unknown)})"
 
     def log_scale(self, u: Tensor) -> Tensor:
         if self.fixed is not None:
@@ -163,8 +166,8 @@ class Gaussian(_ScaleFamily):
     Examples
     --------
     >>> from torch.distributions import Gamma, HalfNormal
-    >>> Gaussian(scale=0.1), Gaussian(scale=HalfNormal(1.0)), Gaussian(precision=Gamma(2.0, 0.5))
-    (Gaussian(scale=0.1), Gaussian(scale=HalfNormal()), Gaussian(precision=Gamma(concentration: 2.0, rate: 0.5)))
+    >>> Gaussian(scale=HalfNormal(1.0)), Gaussian(precision=Gamma(2.0, 0.5))
+    (Gaussian(scale=HalfNormal(scale=1)), Gaussian(precision=Gamma(concentration=2, rate=0.5)))
     """
 
     def log_prob(self, f: Tensor, y: Tensor, u: Tensor) -> Tensor:

@@ -157,10 +157,12 @@ class Model:
         return other
 
     def signature(self) -> dict[str, object]:
-        """What a saved posterior must agree with: names and shapes, likelihood, dtype."""
+        """What a saved posterior must agree with: parameters, layers, likelihood, prior, dtype."""
         return {
             "shapes": {k: list(s) for k, s in self.shapes.items()},
+            "net": repr(self.net),
             "likelihood": repr(self.likelihood),
+            "prior": repr(self.prior),
             "dtype": str(self.dtype),
         }
 

@@ -23,7 +23,7 @@ def relu_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     Source: Frey and Hinton (1999), eq. 3 and 4.
     """
     sd = var.sqrt()
-    z = mean / sd
+    z = mean / sd.clamp_min(torch.finfo(sd.dtype).tiny)  # no spread: z is 0 or infinite, and the limit is relu(mean)
     below = torch.special.ndtr(z)
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     first = mean * below + sd * density
@@ -40,31 +40,35 @@ def closed_moments(
     """
     if not (isinstance(distribution, Independent) and type(distribution.base_dist) is Normal):
         return None
-    layers = list(model.net) if isinstance(model.net, nn.Sequential) else []
-    if not (
-        [type(m) for m in layers] == [nn.Linear, nn.ReLU, nn.Linear]
-        and isinstance(model.likelihood, Gaussian)
-        and x.dim() == 2
-    ):
+    named = list(model.net.named_children()) if isinstance(model.net, nn.Sequential) else []
+    kinds = [type(layer) for _, layer in named]
+    if kinds != [nn.Linear, nn.ReLU, nn.Linear] or not isinstance(model.likelihood, Gaussian) or x.dim() != 2:
         return None
     with torch.no_grad():
-        mean, var = model.parameters_of(distribution.mean), model.parameters_of(distribution.variance)
-        keys = ["0.weight", "0.bias", "2.weight", "2.bias"]
-        w1, b1, w2, b2 = (mean.get(k) for k in keys)
-        v1, c1, v2, c2 = (var.get(k) for k in keys)
-        assert w1 is not None and w2 is not None and v1 is not None and v2 is not None
-        a_mean, a_var = x @ w1.T, x.square() @ v1.T
-        if b1 is not None and c1 is not None:
-            a_mean, a_var = a_mean + b1, a_var + c1
+        # float64: the variance is a difference of squares.
+        mean = model.parameters_of(distribution.mean.double())
+        var = model.parameters_of(distribution.variance.double())
+        (first_layer, _), _, (last_layer, _) = named
+        inputs = x.double()
+        a_mean = inputs @ mean[f"{first_layer}.weight"].T
+        a_var = inputs.square() @ var[f"{first_layer}.weight"].T
+        if f"{first_layer}.bias" in mean:
+            a_mean, a_var = a_mean + mean[f"{first_layer}.bias"], a_var + var[f"{first_layer}.bias"]
         first, second = relu_moments(a_mean, a_var)
+        w2, v2 = mean[f"{last_layer}.weight"], var[f"{last_layer}.weight"]
         f_mean = first @ w2.T
-        f_var = second @ (v2 + w2.square()).T - first.square() @ w2.square().T
-        if b2 is not None and c2 is not None:
-            f_mean, f_var = f_mean + b2, f_var + c2
+        f_var = second @ v2.T + (second - first.square()) @ w2.square().T
+        if f"{last_layer}.bias" in mean:
+            f_mean, f_var = f_mean + mean[f"{last_layer}.bias"], f_var + var[f"{last_layer}.bias"]
         noise = _mean_noise_var(model.likelihood, model, distribution, f_mean)
         scale = 1.0 if y_scale is None else y_scale.to(f_mean)
         shift = 0.0 if y_loc is None else y_loc.to(f_mean)
-        return Moments(f_mean * scale + shift, f_var.sqrt() * scale, noise.sqrt() * scale, torch.zeros_like(f_mean))
+        return Moments(
+            mean=(f_mean * scale + shift).to(model.dtype),
+            epistemic=(f_var.clamp_min(0).sqrt() * scale).to(model.dtype),
+            aleatoric=(noise.sqrt() * scale).to(model.dtype),
+            mc_error=torch.zeros_like(f_mean, dtype=model.dtype),
+        )
 
 
 def noise_nodes(model: Model, distribution: Distribution, count: int = 16) -> Tensor:
@@ -80,7 +84,8 @@ def noise_nodes(model: Model, distribution: Distribution, count: int = 16) -> Te
 def _mean_noise_var(likelihood: Gaussian, model: Model, distribution: Distribution, f: Tensor) -> Tensor:
     """E[scale^2] under the posterior of the noise, by 16 nodes of equal weight, shape of f."""
     u = noise_nodes(model, distribution)
-    variance: Tensor = likelihood.scale(f.expand(len(u), *f.shape), u).square().expand(len(u), *f.shape).mean(0)
+    scale = likelihood.scale(f.expand(len(u), *f.shape), u)
+    variance: Tensor = scale.square().expand(len(u), *f.shape).mean(0)
     return variance
 
 

@@ -61,7 +61,7 @@ class Prior:
     def __repr__(self) -> str:
         if self.is_default:
             return "N(0, 1/fan_in)"
-        return ", ".join(f"{k}: {d}" for k, d in self.distributions.items())
+        return ", ".join(f"{k}: {describe(d)}" for k, d in self.distributions.items())
 
     def _flat(self, attribute: str) -> Tensor:
         parts = [getattr(d, attribute).expand(self.shapes[k]).reshape(-1) for k, d in self.distributions.items()]
@@ -117,6 +117,21 @@ def _distribution(name: str, shape: torch.Size, rule: float | Distribution | Non
         raise ValueError(f"prior of {name}: a standard deviation must be positive and finite, got {rule}")
     # float64 scalars: they do not promote a float32 net, and cost a float64 one no digits.
     return Normal(*torch.tensor([0.0, float(rule)], dtype=torch.float64))
+
+
+def describe(distribution: Distribution) -> str:
+    """Name and parameters in one line: equal for equal distributions, short for large tensors."""
+    parts = []
+    for name in distribution.arg_constraints:
+        value = getattr(distribution, name, None)
+        if isinstance(value, Distribution):
+            parts.append(f"{name}={describe(value)}")
+        elif isinstance(value, Tensor):
+            flat = value.detach().double().reshape(-1)
+            same = bool((flat == flat[0]).all())
+            text = f"{flat[0]:.9g}" if same else f"mean {flat.mean():.9g} sd {flat.std():.9g}"
+            parts.append(f"{name}={text}" + (f" of shape {tuple(value.shape)}" if value.dim() else ""))
+    return f"{type(distribution).__name__}({', '.join(parts)})"
 
 
 def check_parameters(net: nn.Module) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from bnnlib._random import draw
+from bnnlib._random import by_rows, draw
 from bnnlib.nets.model import Model
 
 __all__ = ["Workspace", "stream"]
@@ -103,7 +103,7 @@ def _dense_layers(net: nn.Module) -> list[tuple[nn.Linear, Callable[[Tensor], Te
 
 
 def _overwrite_inputs(net: nn.Module) -> None:
-    """Let an activation overwrite its input where nothing else can need it: no backward pass, used in one place only."""
+    """Let an activation overwrite its input where nothing else can need it: no backward pass, used in one place."""
     for block in net.modules():
         if isinstance(block, nn.Sequential):
             layers = list(block)
@@ -123,8 +123,8 @@ def stream(distribution: Distribution, draws: int, out: Tensor, generator: torch
             noise.normal_(generator=generator)
             yield torch.addcmul(base.loc, base.scale, noise, out=out)
         return
-    # Chunks bound the memory: about 16 MiB of weights at a time.
-    chunk = max(1, 2**22 // len(out))
+    # Chunks bound the memory: about 16 MiB of weights at a time, where that does not change the numbers.
+    chunk = max(1, 2**22 // len(out)) if by_rows(distribution) else draws
     for start in range(0, draws, chunk):
         for w in draw(distribution, min(chunk, draws - start), generator):
             yield out.copy_(w)

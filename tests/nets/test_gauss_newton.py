@@ -159,8 +159,7 @@ def test_low_rank_precision_is_torchs_multivariate_normal(pair):
 def test_low_rank_precision_transforms_noise_to_its_covariance(pair):
     """Source: the draw is linear in its noise, loc + B (e, d), so B B^T must be the covariance. No sampling error."""
     own, dense = pair
-    unit = torch.eye(10, dtype=torch.float64)
-    columns = own._transform(unit[:, :7], unit[:, 7:]) - own.loc
+    columns = own.from_noise(torch.eye(own.noise_size, dtype=torch.float64)) - own.loc
     torch.testing.assert_close(columns.T @ columns, dense.covariance_matrix, rtol=1e-11, atol=1e-12)
 
 

@@ -209,4 +209,4 @@ def test_the_noise_coordinate_is_torchs_bijection():
     model = linear(Gaussian(var=Gamma(2.0, 1.0)))
     w = model.start()
     assert biject_to(Gamma(2.0, 1.0).support)(model.noise(w)).item() == pytest.approx(2.0)
-    assert repr(model) == "Model(4 unknowns, Gaussian(var=Gamma(concentration: 2.0, rate: 1.0)), prior=N(0, 1/fan_in))"
+    assert repr(model) == "Model(4 unknowns, Gaussian(var=Gamma(concentration=2, rate=1)), prior=N(0, 1/fan_in))"

@@ -57,7 +57,7 @@ GOALS = {
 SHORT = {
     "laplace, 20 tanh": (by_laplace(20, nn.Tanh), 0.03, (0.93, 0.97)),
     "laplace, 200 relu": (by_laplace(200, nn.ReLU), 0.12, (0.93, 0.99)),
-    "mean_field, 20 tanh": (by_mean_field(20, steps=2500, lr=0.02), 0.15, (0.92, 0.98)),
+    "mean_field, 20 tanh": (by_mean_field(20, steps=2500, lr=0.03), 0.15, (0.92, 0.98)),
 }
 
 
@@ -143,7 +143,7 @@ def test_outside_the_data_the_ignorance_grows():
         posterior.predict(torch.tensor(v).unsqueeze(-1)) for v in ([-1.0, 0.0, 1.0], [-4.0, -3.0, 3.0, 4.0])
     )
     assert float(outside.epistemic.min()) > 10 * float(inside.epistemic.max())
-    torch.testing.assert_close(outside.aleatoric[:3], inside.aleatoric)
+    torch.testing.assert_close(outside.aleatoric[:3], inside.aleatoric, rtol=1e-3, atol=0)
 
 
 @pytest.mark.slow
