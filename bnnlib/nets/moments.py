@@ -78,7 +78,8 @@ def noise_nodes(model: Model, distribution: Distribution, count: int = 16) -> Te
         return u.new_zeros(1, 0)
     sd = distribution.variance[model.net_size :].sqrt()
     middle = (torch.arange(count, dtype=u.dtype, device=u.device) + 0.5) / count
-    return u + sd * torch.special.ndtri(middle).unsqueeze(-1)
+    nodes: Tensor = u + sd * torch.special.ndtri(middle).unsqueeze(-1)
+    return nodes
 
 
 def _mean_noise_var(likelihood: Gaussian, model: Model, distribution: Distribution, f: Tensor) -> Tensor:

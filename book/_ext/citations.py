@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import sphinxcontrib.bibtex.plugin
 from sphinx.application import Sphinx
 from sphinxcontrib.bibtex.style.referencing import BracketStyle
-from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
+from sphinxcontrib.bibtex.style.referencing.author_year import (
+    AuthorYearReferenceStyle,
+)
 
 
 def round_brackets() -> BracketStyle:
@@ -25,6 +27,8 @@ class RoundAuthorYear(AuthorYearReferenceStyle):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     sphinxcontrib.bibtex.plugin.register_plugin(
-        "sphinxcontrib.bibtex.style.referencing", "author_year_round", RoundAuthorYear
+        "sphinxcontrib.bibtex.style.referencing",
+        "author_year_round",
+        RoundAuthorYear,
     )
     return {"parallel_read_safe": True}

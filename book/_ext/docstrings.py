@@ -25,25 +25,40 @@ def to_rst(lines: list[str]) -> list[str]:
     out: list[str] = []
     said, formula, doctest = "", False, False
     for i, line in enumerate(lines):
-        if line.startswith("    ") and i > 0 and not lines[i - 1].strip() and said and not said.startswith((" ", "..")):
+        if (
+            line.startswith("    ")
+            and i > 0
+            and not lines[i - 1].strip()
+            and said
+            and not said.startswith((" ", ".."))
+        ):
             if not formula and not said.endswith("::"):
                 out += ["::", ""]
             formula = True
         elif line.strip() and not line.startswith("    "):
             formula = False
-        doctest = line.lstrip().startswith(">>>") or (doctest and bool(line.strip()))
+        doctest = line.lstrip().startswith(">>>") or (
+            doctest and bool(line.strip())
+        )
         out.append(line if formula or doctest else escaped(line))
         if line.strip() and not formula:
             said = "" if doctest else line
     return out
 
 
-def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def process(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     lines[:] = to_rst(lines)
     if what in ("attribute", "data", "property"):
-        lines[:0] = ["..", ""]  # an empty comment: napoleon looks for a type in the first line only
+        lines[:0] = [
+            "..",
+            "",
+        ]  # an empty comment: napoleon looks for a type in the first line only
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("autodoc-process-docstring", process, priority=400)  # napoleon comes at 500
+    app.connect(
+        "autodoc-process-docstring", process, priority=400
+    )  # napoleon comes at 500
     return {"parallel_read_safe": True}

@@ -19,10 +19,17 @@ FILE = "book/_fingerprint.json"
 def sources(root: Path = ROOT) -> bytes:
     """The library with its package data, and the pins, as one string of bytes."""
     skipped = {"__pycache__", ".ipynb_checkpoints"}
-    library = [p for p in (root / "bnnlib").rglob("*") if p.is_file() and not skipped & set(p.parts)]
+    library = [
+        p
+        for p in (root / "bnnlib").rglob("*")
+        if p.is_file() and not skipped & set(p.parts)
+    ]
     parts = []
     for path in [*sorted(library), root / "constraints.txt"]:
-        parts += [path.relative_to(root).as_posix().encode(), path.read_bytes().replace(b"\r\n", b"\n")]
+        parts += [
+            path.relative_to(root).as_posix().encode(),
+            path.read_bytes().replace(b"\r\n", b"\n"),
+        ]
     return b"\0".join(parts)
 
 
@@ -39,11 +46,19 @@ def stored(root: Path = ROOT) -> dict[str, str]:
 def stale(root: Path = ROOT) -> list[str]:
     """Notebooks whose outputs other sources made, and entries without a notebook."""
     old, names = stored(root), notebooks(root)
-    return [name for name in names if old.get(name) != fingerprint(name, root)] + sorted(set(old) - set(names))
+    return [
+        name for name in names if old.get(name) != fingerprint(name, root)
+    ] + sorted(set(old) - set(names))
 
 
 def update(names: list[str], root: Path = ROOT) -> None:
     """Store the hashes of these notebooks; keep the others', drop those that are gone."""
     old = stored(root)
-    new = {n: fingerprint(n, root) if n in names else old[n] for n in notebooks(root) if n in names or n in old}
-    (root / FILE).write_text(json.dumps(new, indent=1, sort_keys=True) + "\n", "utf8")
+    new = {
+        n: fingerprint(n, root) if n in names else old[n]
+        for n in notebooks(root)
+        if n in names or n in old
+    }
+    (root / FILE).write_text(
+        json.dumps(new, indent=1, sort_keys=True) + "\n", "utf8"
+    )

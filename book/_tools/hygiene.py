@@ -16,12 +16,31 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 import fingerprint
-from notebooks import METADATA, ROOT, code, notebooks, prose, read, stray_notebooks
+from notebooks import (
+    METADATA,
+    ROOT,
+    code,
+    notebooks,
+    prose,
+    read,
+    stray_notebooks,
+)
 
 MIN_CODE_CELLS, MAX_CODE_CELLS = 10, 30
-OPENING = {"what is learnt": "what you will learn", "what is needed": "what you need", "the time": "how long"}
+OPENING = {
+    "what is learnt": "what you will learn",
+    "what is needed": "what you need",
+    "the time": "how long",
+}
 CLOSING = ["Summary", "Exercises", "Further reading"]
-RUN_METADATA = {"execution", "ExecuteTime", "timestamp", "papermill", "collapsed", "scrolled"}
+RUN_METADATA = {
+    "execution",
+    "ExecuteTime",
+    "timestamp",
+    "papermill",
+    "collapsed",
+    "scrolled",
+}
 DOWNLOADS = r"\b(urllib|requests|httpx|urlopen|urlretrieve|wget|fetch_\w+|hf_hub_download)\b"
 ABSOLUTE = r"(?<![\w.:/~])/(?:home|root|tmp|Users|usr|opt|var|mnt|workspace)/|\b[A-Z]:\\\\?\w"
 DATE = r"\b20\d\d-\d\d-\d\d[ T]\d\d:\d\d"
@@ -59,7 +78,10 @@ def execution(nb: NotebookNode) -> Iterator[str]:
                 yield f"an error output was committed: {output.ename}"
             if output.get("name") == "stderr":
                 yield f"a cell writes to stderr: {output.text[:60]!r}"
-        if kept := RUN_METADATA & {*cell.metadata, *(key for out in cell.outputs for key in out.get("metadata", {}))}:
+        if kept := RUN_METADATA & {
+            *cell.metadata,
+            *(key for out in cell.outputs for key in out.get("metadata", {})),
+        }:
             yield f"metadata of a run: {sorted(kept)}"
     if nb.metadata.get("kernelspec", {}) != METADATA["kernelspec"]:
         yield f"kernelspec is {nb.metadata.get('kernelspec')}, not python3's"
@@ -68,7 +90,9 @@ def execution(nb: NotebookNode) -> Iterator[str]:
 def portability(nb: NotebookNode) -> Iterator[str]:
     for cell in nb.cells:
         shown = "\n".join([cell.source, *texts(cell)])
-        if found := re.search(ABSOLUTE, shown) or re.search(re.escape(str(ROOT)), shown):
+        if found := re.search(ABSOLUTE, shown) or re.search(
+            re.escape(str(ROOT)), shown
+        ):
             yield f"an absolute path: {found.group()!r}"
         if found := re.search(f"{DATE}|{ADDRESS}", "\n".join(texts(cell))):
             yield f"an output that differs from run to run: {found.group()!r}"
@@ -85,8 +109,17 @@ def is_frame(node: ast.stmt) -> bool:
         return node.level == 0
     if isinstance(node, ast.Import):
         return True
-    calls = [ast.unparse(n.func).split(".")[-1] for n in ast.walk(node) if isinstance(n, ast.Call)]
-    return bool(calls) and set(calls) <= {"use_style", "Generator", "manual_seed", "default_rng"}
+    calls = [
+        ast.unparse(n.func).split(".")[-1]
+        for n in ast.walk(node)
+        if isinstance(n, ast.Call)
+    ]
+    return bool(calls) and set(calls) <= {
+        "use_style",
+        "Generator",
+        "manual_seed",
+        "default_rng",
+    }
 
 
 def first_cell(nb: NotebookNode) -> Iterator[str]:
@@ -97,8 +130,14 @@ def first_cell(nb: NotebookNode) -> Iterator[str]:
             yield f"its first code cell is for imports, not for {ast.unparse(node)!r}"
     for cell in code(nb):
         for node in ast.walk(parsed(cell)):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+            names += (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            )
             for name in names:
                 top = name.split(".")[0]
                 if top not in sys.stdlib_module_names and not installed(top):
@@ -108,12 +147,18 @@ def first_cell(nb: NotebookNode) -> Iterator[str]:
 def installed(package: str) -> bool:
     """Whether a package can be imported from anywhere, not only from the notebook's own folder."""
     spec = importlib.util.find_spec(package) if package else None
-    return spec is not None and ROOT / "book" not in Path(spec.origin or "").parents
+    return (
+        spec is not None
+        and ROOT / "book" not in Path(spec.origin or "").parents
+    )
 
 
 def shape(nb: NotebookNode) -> Iterator[str]:
     kinds = [cell.cell_type for cell in nb.cells]
-    opening = "\n".join(cell.source for cell in nb.cells[: kinds.index("code") if "code" in kinds else None])
+    opening = "\n".join(
+        cell.source
+        for cell in nb.cells[: kinds.index("code") if "code" in kinds else None]
+    )
     if not opening.startswith("# "):
         yield "it does not begin with a title"
     for what, phrase in OPENING.items():
@@ -122,7 +167,14 @@ def shape(nb: NotebookNode) -> Iterator[str]:
     headings = re.findall(r"^## (.+?)\s*$", prose(nb), flags=re.MULTILINE)
     if headings[-3:] != CLOSING:
         yield f"its last headings are {headings[-3:]}, not {CLOSING}"
-    exercises = next((i for i, c in enumerate(nb.cells) if re.search(r"^## Exercises", c.source, re.M)), None)
+    exercises = next(
+        (
+            i
+            for i, c in enumerate(nb.cells)
+            if re.search(r"^## Exercises", c.source, re.M)
+        ),
+        None,
+    )
     count = len(code(NotebookNode(cells=nb.cells[:exercises])))
     if not MIN_CODE_CELLS <= count <= MAX_CODE_CELLS:
         yield f"{count} code cells before the exercises, not {MIN_CODE_CELLS} to {MAX_CODE_CELLS}"
@@ -130,9 +182,14 @@ def shape(nb: NotebookNode) -> Iterator[str]:
 
 def solutions(nb: NotebookNode) -> Iterator[str]:
     text = prose(nb)
-    asked = re.findall(r"\{exercise(?:-start)?\}[^\n]*\n(?:(?::.*\n)*?:label: *(\S+))?", text)
+    asked = re.findall(
+        r"\{exercise(?:-start)?\}[^\n]*\n(?:(?::.*\n)*?:label: *(\S+))?", text
+    )
     solved = re.findall(r"\{solution(?:-start)?\} *(\S+)", text)
-    folded = re.findall(r"\{solution(?:-start)?\} *(\S+)\n(?::.*\n)*?:class:[^\n]*\bdropdown\b", text)
+    folded = re.findall(
+        r"\{solution(?:-start)?\} *(\S+)\n(?::.*\n)*?:class:[^\n]*\bdropdown\b",
+        text,
+    )
     if not asked:
         yield "it has no exercise"
     if sorted(asked) != sorted(solved):
@@ -141,7 +198,13 @@ def solutions(nb: NotebookNode) -> Iterator[str]:
         yield f"solutions that lie open (`:class: dropdown`): {unfolded}"
 
 
-RULES: list[Callable[[NotebookNode], Iterator[str]]] = [execution, portability, first_cell, shape, solutions]
+RULES: list[Callable[[NotebookNode], Iterator[str]]] = [
+    execution,
+    portability,
+    first_cell,
+    shape,
+    solutions,
+]
 
 
 def faults(nb: NotebookNode) -> list[str]:
@@ -149,9 +212,18 @@ def faults(nb: NotebookNode) -> list[str]:
 
 
 def main() -> int:
-    found = [f"{name}: {fault}" for name in notebooks() for fault in faults(read(name))]
-    found += [f"{name}: not in the table of contents" for name in stray_notebooks()]
-    found += [f"{name}: its outputs were made by other sources; run `make execute`" for name in fingerprint.stale()]
+    found = [
+        f"{name}: {fault}"
+        for name in notebooks()
+        for fault in faults(read(name))
+    ]
+    found += [
+        f"{name}: not in the table of contents" for name in stray_notebooks()
+    ]
+    found += [
+        f"{name}: its outputs were made by other sources; run `make execute`"
+        for name in fingerprint.stale()
+    ]
     print("\n".join(found), end="\n" if found else "")
     return bool(found)
 

@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Jupyter adds and changes these at every save; none of them says anything about the book.
 KEPT_CELL_METADATA = {"tags", "editable", "mystnb", "jupyter", "slideshow"}
 METADATA = {
-    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
     "language_info": {"name": "python"},
 }
 
@@ -46,7 +50,11 @@ def notebooks(root: Path = ROOT) -> list[str]:
 def stray_notebooks(root: Path = ROOT) -> list[str]:
     """Notebooks that lie in book/ but that no reader will find."""
     book = root / "book"
-    found = {p.relative_to(book).as_posix() for p in book.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+    found = {
+        p.relative_to(book).as_posix()
+        for p in book.rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in p.parts
+    }
     return sorted(found - set(notebooks(root)))
 
 
@@ -56,17 +64,28 @@ def read(name: str, root: Path = ROOT) -> nbformat.NotebookNode:
 
 def code(nb: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """The code cells that hold anything."""
-    return [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
+    return [
+        cell
+        for cell in nb.cells
+        if cell.cell_type == "code" and cell.source.strip()
+    ]
 
 
 def prose(nb: nbformat.NotebookNode) -> str:
     """All Markdown of a notebook."""
-    return "\n\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    return "\n\n".join(
+        cell.source for cell in nb.cells if cell.cell_type == "markdown"
+    )
 
 
 def words(nb: nbformat.NotebookNode) -> str:
     """The text that a spelling check should see: prose without mathematics, and the code."""
-    text = re.sub(r"\$\$.+?\$\$|\$[^$\n]+\$|\{math\}`[^`]+`", " ", prose(nb), flags=re.DOTALL)
+    text = re.sub(
+        r"\$\$.+?\$\$|\$[^$\n]+\$|\{math\}`[^`]+`",
+        " ",
+        prose(nb),
+        flags=re.DOTALL,
+    )
     return text + "\n\n" + "\n\n".join(cell.source for cell in code(nb)) + "\n"
 
 
@@ -76,7 +95,9 @@ def normalise(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     nb.nbformat_minor = 5  # the first format whose cells carry an id
     for number, cell in enumerate(nb.cells):
         cell.setdefault("id", f"cell-{number}")
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA})
+        cell.metadata = nbformat.from_dict(
+            {k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA}
+        )
         for output in cell.get("outputs", []):
             output.get("metadata", {}).pop("execution", None)
     return nb

@@ -25,15 +25,31 @@ def missing(root: Path = ROOT) -> list[str]:
             faults.append(f"{page}.html has no title")
     for name in notebooks(root):
         path = site / name.replace(".ipynb", ".html")
-        cells = [c for c in read(name, root).cells if not HIDING & set(c.metadata.get("tags", []))]
-        figures = sum("image/png" in out.get("data", {}) for c in cells for out in c.get("outputs", []))
-        shown = len(re.findall(r"<img[^>]+_images/", path.read_text("utf8"))) if path.exists() else 0
+        cells = [
+            c
+            for c in read(name, root).cells
+            if not HIDING & set(c.metadata.get("tags", []))
+        ]
+        figures = sum(
+            "image/png" in out.get("data", {})
+            for c in cells
+            for out in c.get("outputs", [])
+        )
+        shown = (
+            len(re.findall(r"<img[^>]+_images/", path.read_text("utf8")))
+            if path.exists()
+            else 0
+        )
         if shown < figures:
-            faults.append(f"{name} has {figures} figures, its page shows {shown}")
+            faults.append(
+                f"{name} has {figures} figures, its page shows {shown}"
+            )
     return faults
 
 
 if __name__ == "__main__":
     if faults := missing():
         sys.exit("The site is not complete:\n  " + "\n  ".join(faults))
-    print(f"The book is built. Open {(ROOT / '_build/html/index.html').as_uri()} or run `make serve`.")
+    print(
+        f"The book is built. Open {(ROOT / '_build/html/index.html').as_uri()} or run `make serve`."
+    )

@@ -14,7 +14,14 @@ from notebooks import ROOT, notebooks, read, words
 
 
 def codespell(*arguments: str) -> int:
-    command = [sys.executable, "-m", "codespell_lib", "--toml", str(ROOT / "pyproject.toml"), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "codespell_lib",
+        "--toml",
+        str(ROOT / "pyproject.toml"),
+        *arguments,
+    ]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 

@@ -12,7 +12,7 @@ import bnnlib
 from notebooks import code, notebooks, read, toc_pages
 
 # Rooms whose chapter is still to be written. A room leaves this set with its first notebook.
-ROOMS_TO_COME = {"bayes", "normal", "batchnorm", "variational"}
+ROOMS_TO_COME = {"normal", "batchnorm", "variational"}
 # Exports that no chapter uses, each with its reason.
 OUTSIDE_THE_BOOK: dict[str, str] = {}
 

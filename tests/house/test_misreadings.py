@@ -10,6 +10,7 @@ import pytest
 from notebooks import ROOT, notebooks, prose, read
 
 PARTS = ["**Often written.**", "**True.**", "**See it.**"]
+TITLE = re.compile(r"Misreading (S\d\.\d+(?:, S\d\.\d+)*): .+")
 FENCE = re.compile(r"^(:{3,})\{admonition\} *(.*)\n((?:.*\n)*?)\1 *$", flags=re.MULTILINE)
 
 
@@ -22,8 +23,8 @@ def boxes(text: str) -> list[tuple[str, str]]:
 def faults(text: str) -> list[str]:
     found = []
     for title, body in boxes(text):
-        if not re.fullmatch(r"Misreading S\d\.\d+", title):
-            found.append(f"{title!r} is not of the form 'Misreading S3.3'")
+        if not TITLE.fullmatch(title):
+            found.append(f"{title!r} is not of the form 'Misreading S3.3: what it is about'")
         if not re.search(r"^:class:.*\bmisreading\b", body, re.M):
             found.append(f"{title} lacks the class misreading")
         if re.findall("|".join(map(re.escape, PARTS)), body) != PARTS:
@@ -34,7 +35,9 @@ def faults(text: str) -> list[str]:
 
 
 def codes(text: str) -> list[str]:
-    return [title.removeprefix("Misreading ") for title, _ in boxes(text)]
+    """The codes that the boxes carry: one box may put several right."""
+    titles = (TITLE.fullmatch(title) for title, _ in boxes(text))
+    return [code for title in titles if title for code in title[1].split(", ")]
 
 
 def marks(folder: Path) -> Iterator[str]:

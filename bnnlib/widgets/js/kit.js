@@ -97,15 +97,16 @@ class Figure {
     svg("path", { class: className, d: "M" + [...points, ...ends].join("L") }, this.back);
   }
 
-  // A slider. `spec`: name, className, min, max, get, set, at (its point), direction (of growth, 1 or -1), remove.
+  // A slider. `spec`: name, className, min, max, get, set, at (its point); where they differ from the axis, digits and
+  // slope (change of the value for a unit of x); remove, where it can be.
   handle(spec) {
     const node = svg("g", { class: `bnn-handle ${spec.className}`, role: "slider", tabindex: 0, "aria-label": spec.name,
       "aria-valuemin": spec.min, "aria-valuemax": spec.max, "aria-orientation": "horizontal" }, this.front);
     svg("circle", { class: "bnn-reach", r: 16 }, node);
     svg("circle", { class: "bnn-dot", r: 7 }, node);
-    const step = 10 ** -this.digits;
+    const digits = spec.digits ?? this.digits, step = 10 ** -digits;
     // What is shown is what is used: values lie on the step that the numbers are printed with.
-    const set = v => { spec.set(Number(clamp(v, spec.min, spec.max).toFixed(this.digits))); this.update(); };
+    const set = v => { spec.set(Number(clamp(v, spec.min, spec.max).toFixed(digits))); this.update(); };
     const keys = { ArrowLeft: -5, ArrowDown: -5, ArrowRight: 5, ArrowUp: 5, PageDown: -50, PageUp: 50 };
     let held = null;
     node.addEventListener("keydown", event => {
@@ -117,16 +118,16 @@ class Figure {
       event.preventDefault();
     });
     node.addEventListener("pointerdown", event => {
-      held = { x: event.clientX, v: spec.get(), per: (spec.direction ? spec.direction() : 1) / this.unit };
+      held = { x: event.clientX, v: spec.get(), slope: (spec.slope ? spec.slope() : 1) / this.unit };
       node.setPointerCapture(event.pointerId);
       node.focus();
       event.preventDefault();
     });
-    node.addEventListener("pointermove", event => { if (held) set(held.v + (event.clientX - held.x) * held.per); });
+    node.addEventListener("pointermove", event => { if (held) set(held.v + (event.clientX - held.x) * held.slope); });
     for (const end of ["pointerup", "pointercancel"]) node.addEventListener(end, () => { held = null; });
     const place = () => {
       const [x, y] = spec.at();
-      const text = number(spec.get(), this.digits);
+      const text = number(spec.get(), digits);
       make(node, { transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`, "aria-valuenow": spec.get(),
         "aria-valuetext": text });
     };

@@ -41,9 +41,9 @@ const start = (root, given) => {
   figure.handle({ name: labels.loc, className: "bnn-posterior", min: limits[0], max: limits[1],
     get: () => loc, set: v => { loc = v; }, at: () => [figure.x(loc), figure.y(density(loc, loc, scale))] });
   figure.handle({ name: labels.scale, className: "bnn-posterior", min: smallest,
-    max: Number((range / 2).toFixed(given.digits)), get: () => scale, set: v => { scale = v; }, direction: side,
+    max: Number((range / 2).toFixed(given.digits)), get: () => scale, set: v => { scale = v; }, slope: side,
     at: () => [figure.x(loc + side() * scale), figure.y(density(scale, 0, scale))] });
-  figure.handle({ name: labels.within, className: "bnn-data", min: 0.1, max: 4, digits: 2, per: () => scale,
+  figure.handle({ name: labels.within, className: "bnn-data", min: 0.1, max: 4, digits: 2, slope: () => 1 / scale,
     get: () => within, set: v => { within = v; }, at: () => [figure.x(edge()), figure.base] });
 
   const where = figure.item("loc", labels.loc), width = figure.item("scale", labels.scale);

@@ -41,7 +41,7 @@ const start = (root, given) => {
   figure.handle({ name: labels.prior_loc, className: "bnn-prior", min: limits[0], max: limits[1],
     get: () => loc, set: v => { loc = v; }, at: () => [figure.x(loc), figure.y(density(loc, loc, scale))] });
   figure.handle({ name: labels.prior_scale, className: "bnn-prior", min: smallest, max: largest,
-    get: () => scale, set: v => { scale = v; }, direction: side,
+    get: () => scale, set: v => { scale = v; }, slope: side,
     at: () => [figure.x(loc + side() * scale), figure.y(density(scale, 0, scale))] });
 
   const observe = value => {
