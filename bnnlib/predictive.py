@@ -56,6 +56,9 @@ class Predictive:
     function_var
         For `Normal` components only, shape broadcastable to (S, N, K): the part of a component's
         variance that is ignorance about the function, for methods that integrate it in closed form.
+    noise_var
+        With `function_var`, the other part of the components' variance. Without it that is had by a
+        difference, of which no digit is left where the function's part is millions of times larger.
 
     Raises
     ------
@@ -64,7 +67,9 @@ class Predictive:
         (a quantile of classes, class probabilities of a regression).
     """
 
-    def __init__(self, components: Distribution, *, function_var: Tensor | None = None) -> None:
+    def __init__(
+        self, components: Distribution, *, function_var: Tensor | None = None, noise_var: Tensor | None = None
+    ) -> None:
         if not isinstance(components, Normal | StudentT | Bernoulli | Categorical):
             raise TypeError(
                 "Predictive needs Normal, StudentT, Bernoulli or Categorical components, "
@@ -74,6 +79,7 @@ class Predictive:
             raise TypeError("function_var goes with Normal components only: draw the function for other likelihoods")
         self.components = components
         self.function_var = function_var
+        self.noise_var = noise_var
 
     def __repr__(self) -> str:
         shape = tuple(self.components.batch_shape)
@@ -107,10 +113,9 @@ class Predictive:
         """Mean over the draws of Var[y | draw], shape (N, K)."""
         c = self.components
         within = c.probs * (1 - c.probs) if isinstance(c, Categorical) else c.variance
-        if self.function_var is None:
-            return within.mean(0)
-        # Where the function's part is millions of times the noise's, rounding can leave less than nothing.
-        return (within - self.function_var).clamp_min(0).mean(0)
+        if self.noise_var is not None:
+            return self.noise_var.expand_as(within).mean(0)
+        return (within if self.function_var is None else (within - self.function_var).clamp_min(0)).mean(0)
 
     @property
     def total_var(self) -> Tensor:

@@ -141,7 +141,8 @@ class LinearRegression:
         w = self._belief(phi.shape[1], phi.dtype)
         var = (phi @ w.scale_tril).square().sum(-1).reshape(1, -1, 1)
         mean = (phi @ w.loc).reshape(1, -1, 1)
-        return Predictive(Normal(mean, (var + self.noise_scale**2).sqrt()), function_var=var)
+        noise = torch.full_like(var, self.noise_scale**2)
+        return Predictive(Normal(mean, (var + noise).sqrt()), function_var=var, noise_var=noise)
 
     def log_evidence(self, x: Tensor, y: Tensor) -> Tensor:
         """log p(y | x) with the weights integrated out, in nats: how well this belief foresaw the data.

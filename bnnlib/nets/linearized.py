@@ -73,8 +73,12 @@ def linearized_predictive(
         if y_scale is not None:
             variance = variance * y_scale.double() ** 2
         total: Tensor = (base.scale.square() + variance).sqrt()
-        components = Normal(base.loc.to(model.dtype), total.to(model.dtype), validate_args=False)
-        return Predictive(components, function_var=variance.expand_as(total).to(model.dtype))
+        own = model.dtype
+        return Predictive(
+            Normal(base.loc.to(own), total.to(own), validate_args=False),
+            function_var=variance.expand_as(total).to(own),
+            noise_var=base.scale.square().to(own),
+        )
     eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
     jitter = 1e-12 * covariance.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-12)
     half = torch.linalg.cholesky(covariance + jitter[:, None, None] * eye)

@@ -116,9 +116,10 @@ def mean_field(
             f"mean_field was interrupted after {done} of {steps} steps; the result is what was reached", stacklevel=2
         )
     nll, kl = record[:done].cpu().unbind(-1)
+    scale = _scale(log_scale.detach()).to(home)
     return Posterior(
         model=model,
-        distribution=Independent(Normal(loc.detach().to(home), log_scale.detach().exp().to(home)), 1),
+        distribution=Independent(Normal(loc.detach().to(home), scale), 1),
         method="mean_field",
         history={"nelbo": nll + kl_weight * kl, "nll": nll, "kl": kl},
         diagnostics={"kl_weight": float(kl_weight), "steps": float(done), "interrupted": float(interrupted)},
@@ -160,7 +161,7 @@ class _Nelbo:
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor, ratio: float, record: Tensor) -> None:
         """Write the gradient into loc.grad and log_scale.grad, and (nll, kl) into `record`."""
-        torch.exp(self.log_scale, out=self.scale).clamp_min_(torch.finfo(self.scale.dtype).tiny)
+        _scale(self.log_scale, out=self.scale)
         record.zero_()
         if self.draws > 1:
             self.grad_loc.zero_()
@@ -210,6 +211,11 @@ class _Nelbo:
         record[1] += 0.5 * (torch.dot(shift, pull) + ratio.sum()) - self.log_scale[:c].sum() + self.constant
         self.grad_loc[:c].add_(pull, alpha=weight)
         self.grad_log[:c].add_(ratio.sub_(1), alpha=weight)
+
+
+def _scale(log_scale: Tensor, out: Tensor | None = None) -> Tensor:
+    # A scale that underflows to zero has no density.
+    return torch.exp(log_scale, out=out).clamp_min_(torch.finfo(log_scale.dtype).tiny)
 
 
 def _check_settings(steps: int, lr: float, draws: int, kl_weight: float, init_scale: float, decay: float) -> None:

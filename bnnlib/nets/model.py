@@ -9,6 +9,7 @@ unknown about the noise, in unconstrained coordinates.
 from __future__ import annotations
 
 import copy
+import hashlib
 
 import torch
 from torch import Tensor, nn
@@ -157,18 +158,23 @@ class Model:
         return other
 
     def signature(self) -> dict[str, object]:
-        """What a saved posterior must agree with: parameters, layers, likelihood, prior, dtype."""
+        """What a saved posterior must agree with: parameters, layers, likelihood, prior, dtype, trained constants."""
         return {
             "shapes": {k: list(s) for k, s in self.shapes.items()},
             "net": repr(self.net),
             "likelihood": repr(self.likelihood),
             "prior": repr(self.prior),
             "dtype": str(self.dtype),
+            "buffers": {k: _digest(b) for k, b in self.net.named_buffers()},
         }
 
     def _check_w(self, w: Tensor) -> None:
         if w.shape[-1] != self.size:
             raise ValueError(f"w has {w.shape[-1]} entries, the model {self.size} unknowns")
+
+
+def _digest(buffer: Tensor) -> str:
+    return hashlib.sha256(buffer.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _check_modules(net: nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,13 +177,12 @@ class Posterior:
             "scaling": None if self.scaling is None else vars(self.scaling),
             "linearized": self.linearized,
         }
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        os.close(handle)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             torch.save(content, temporary)
             os.replace(temporary, target)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod

@@ -62,7 +62,7 @@ def test_every_box_has_a_test_and_every_test_a_box():
     assert sorted({code for code in shown if shown.count(code) > 1}) == [], "boxes that are there twice"
 
 
-BOX = """:::{admonition} Misreading S3.3
+BOX = """:::{admonition} Misreading S3.3: three standard deviations
 :class: misreading
 **Often written.** a
 **True.** b

@@ -157,3 +157,12 @@ def test_a_factorised_normal_is_refused():
     q = Independent(Normal(model.start(), torch.ones(model.size, dtype=F64)), 1)
     with pytest.raises(TypeError, match="multivariate normal"):
         linearized_predictive(model, q, x, 1, None, None, None)
+
+
+def test_noise_is_not_lost_beside_a_huge_function_variance():
+    """In float32 a difference of variances has no digit of noise left; source: the likelihood's own scale."""
+    distribution = MultivariateNormal(torch.zeros(2), scale_tril=torch.diag(torch.tensor([1e3, 1e3])))
+    p = Posterior(Model(nn.Linear(1, 1), Gaussian(scale=0.01)), distribution, "by hand", linearized=True)
+    found = p.predict(torch.tensor([[10.0]]))
+    assert found.epistemic.item() == pytest.approx(1e3 * 101**0.5, rel=1e-5)
+    assert found.aleatoric.item() == pytest.approx(0.01, rel=1e-5)
