@@ -22,6 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import fingerprint
+import misreadings
 from notebooks import ROOT, normalise, notebooks, read, write
 
 TIMEOUT = 300
@@ -81,6 +82,7 @@ def main(arguments: list[str]) -> None:
     for name in names:
         print(f"{execute(name):6.1f} s  {name}", flush=True)
         fingerprint.update([name])
+    misreadings.main()
 
 
 if __name__ == "__main__":

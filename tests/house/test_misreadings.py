@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import misreadings
 from notebooks import ROOT, notebooks, prose, read
 
 PARTS = ["**Often written.**", "**True.**", "**See it.**"]
@@ -69,6 +70,14 @@ BOX = """:::{admonition} Misreading S3.3: three standard deviations
 **See it.** c
 :::
 """
+
+
+def test_the_page_lists_every_box_as_it_is():
+    listed = misreadings.page()
+    assert misreadings.PAGE.read_text("utf8") == listed, "run `make execute`"
+    titles = [title.removeprefix("Misreading ") for name in notebooks() for title, _ in boxes(prose(read(name)))]
+    assert len(titles) > 40
+    assert [t for t in titles if f"**{t}**" not in listed] == []
 
 
 @pytest.mark.parametrize(
