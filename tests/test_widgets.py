@@ -84,6 +84,12 @@ def test_it_asks_for_nothing_and_reads_without_scripts(make):
     assert len(html) < 16_000
 
 
+@pytest.mark.parametrize("make", [update, normal_density])
+def test_nothing_moves_by_itself(make):
+    """So there is nothing to turn off for readers who asked for less motion."""
+    assert re.findall(r"transition|animation|@keyframes|\banimate\b|AnimationFrame|setInterval", make().html) == []
+
+
 def test_values_are_rounded_to_the_step_of_the_handles():
     numbers = given(update(Normal(5.0049, 0.4951), [5.4968], scale=0.123456))
     assert (numbers["loc"], numbers["scale"], numbers["data"], numbers["digits"]) == (5.0, 0.5, [5.5], 2)
@@ -126,7 +132,7 @@ def test_labels_are_replaced_and_cannot_end_the_script():
         (lambda: update(limits=(5, 7), data=[4.0]), ValueError, "observation 0 is 4, outside"),
         (lambda: update(limits=(6, 7), data=[]), ValueError, "centre is 5, outside"),
         (lambda: update(limits=(7, 3)), ValueError, "smaller one first"),
-        (lambda: update(limits=(4.9, 5.7)), ValueError, "prior's scale must lie between"),
+        (lambda: update(limits=(4.9, 5.7), data=[]), ValueError, "prior's scale must lie between"),
         (lambda: update(labels={"pryor": "a"}), ValueError, "no label 'pryor'"),
         (lambda: update(labels={"prior": 3}), TypeError, "label 'prior' must be a string"),
         (lambda: update(Normal(0.0, 1e5), data=[]), ValueError, "rescale"),

@@ -39,6 +39,7 @@ class Figure {
     this.front = svg("g", {}, this.svg);
     this.numbers = tag("div", { class: "bnn-numbers", "aria-live": "polite" }, root);
     this.buttons = tag("div", { class: "bnn-buttons" }, root);
+    tag("p", { class: "bnn-hint" }, root, given.labels.hint);
   }
 
   // In pixels, so that text and handles keep their size on a phone.
@@ -77,10 +78,11 @@ class Figure {
     svg("text", { class: className, x, y, "text-anchor": anchor }, this.back).textContent = text;
   }
 
-  xAxis() {
+  axis() {
     const [low, high] = this.given.limits;
+    this.text("", 2, 12, "start", this.given.labels.density);
     this.line("bnn-axis", this.x(low), this.base, this.x(high), this.base);
-    for (const [v, text] of ticks(low, high, this.width / 70)) {
+    for (const [v, text] of ticks(low, high, this.width / 56)) {
       this.line("bnn-axis", this.x(v), this.base, this.x(v), this.base + 5);
       this.text("", this.x(v), this.base + 20, "middle", text);
     }
@@ -118,6 +120,7 @@ class Figure {
       event.preventDefault();
     });
     node.addEventListener("pointerdown", event => {
+      if (event.button) return;
       held = { x: event.clientX, v: spec.get(), slope: (spec.slope ? spec.slope() : 1) / this.unit };
       node.setPointerCapture(event.pointerId);
       node.focus();
@@ -145,7 +148,7 @@ class Figure {
   item(key, name) {
     const box = tag("div", { class: "bnn-item" }, this.numbers);
     tag("span", { class: `bnn-key bnn-key-${key}`, "aria-hidden": "true" }, box);
-    const label = tag("span", { class: "bnn-name" }, box, name), value = tag("output", { "data-number": key }, box);
+    const label = tag("span", { class: "bnn-name" }, box, name), value = tag("b", { "data-number": key }, box);
     return text => { value.textContent = text; return label; };
   }
 

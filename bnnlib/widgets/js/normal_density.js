@@ -10,21 +10,21 @@ const start = (root, given) => {
     for (let n = 3; term > 1e-17 * sum; n += 2) sum += term *= k * k / n;
     return 2 * density(k, 0, 1) * sum;
   };
-  const tops = [0.1, 0.2, 0.5, 1, 2, 5];
   const ceiling = height => {
-    const power = 10 ** Math.floor(Math.log10(height));
-    return power * [...tops, 10].find(t => t * power >= 1.05 * height);
+    const power = 10 ** Math.floor(Math.log10(1.05 * height));
+    return power * [1, 2, 5, 10].find(t => t * power >= 1.05 * height);
   };
 
-  const figure = new Figure(root, given, [42, 14, 16, 34], () => {
+  const across = (className, v) => figure.line(className, figure.x(limits[0]), figure.y(v), figure.x(limits[1]), figure.y(v));
+  const figure = new Figure(root, given, [42, 14, 30, 28], () => {
     const height = density(loc, loc, scale), a = loc - within * scale, b = loc + within * scale;
     figure.top = ceiling(height);
     for (const [v, text] of ticks(0, figure.top, 5)) {
-      if (v > 0) figure.line(Math.abs(v - 1) < 1e-9 ? "bnn-one" : "bnn-grid",
-        figure.x(limits[0]), figure.y(v), figure.x(limits[1]), figure.y(v));
+      if (v > 0) across("bnn-grid", v);
       figure.text("", figure.x(limits[0]) - 7, figure.y(v) + 4, "end", text);
     }
-    figure.xAxis();
+    if (figure.top >= 1) across("bnn-one", 1);
+    figure.axis();
     figure.curve("bnn-shade bnn-posterior", loc, scale, a, b, true);
     figure.line("bnn-drop", figure.x(loc), figure.base, figure.x(loc), figure.y(height));
     figure.curve("bnn-line bnn-posterior", loc, scale);

@@ -14,19 +14,19 @@ const start = (root, given) => {
   const logEvidence = after => data.reduce((total, o) => total + logDensity(o.value, after.loc, noise), 0)
     + logDensity(after.loc, loc, scale) - logDensity(after.loc, after.loc, after.scale);
 
-  const figure = new Figure(root, given, [16, 16, 16, 66], () => {
+  const figure = new Figure(root, given, [16, 16, 26, 66], () => {
     const after = posterior(), n = data.length, spread = noise / Math.sqrt(n);
     const mean = data.reduce((total, o) => total + o.value, 0) / n;
     figure.top = 1.08 * Math.max(density(0, 0, scale), density(0, 0, after.scale), n ? density(0, 0, spread) : 0);
     svg("rect", { class: "bnn-strip", x: figure.x(limits[0]), y: figure.height - 34, width: range * figure.unit,
       height: 32, rx: 6 }, figure.back);
-    figure.xAxis();
-    if (!n) figure.text("bnn-hint", figure.width / 2, figure.height - 13, "middle", labels.hint);
-    for (const o of data) figure.line("bnn-drop", figure.x(o.value), figure.base, figure.x(o.value), figure.height - 18);
+    figure.axis();
     figure.curve("bnn-shade bnn-posterior", after.loc, after.scale, undefined, undefined, true);
     if (n) figure.curve("bnn-line bnn-likelihood", mean, spread);
     figure.curve("bnn-line bnn-prior", loc, scale);
     figure.curve("bnn-line bnn-posterior", after.loc, after.scale);
+
+    for (const o of data) figure.line("bnn-rug", figure.x(o.value), figure.base, figure.x(o.value), figure.base - 10);
 
     const pair = (m, s, digits) => `${number(m, digits)} \u00b1 ${number(s, digits)}`;
     prior(pair(loc, scale, given.digits));
