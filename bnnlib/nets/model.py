@@ -17,6 +17,7 @@ from torch.distributions import biject_to
 from torch.func import functional_call
 
 from bnnlib._random import draw
+from bnnlib.nets.batchnorm_policy import CHOICES, apply_policy, looks_at_the_batch
 from bnnlib.nets.likelihoods import Likelihood
 from bnnlib.nets.priors import Prior, PriorSpec, check_parameters
 
@@ -35,6 +36,14 @@ class Model:
     prior
         None: N(0, 1/fan_in) for weights, N(0, 1) for biases. Or a standard deviation, a
         distribution, or a dict from parameter names or patterns to either. See `Prior`.
+    batchnorm
+        What to do with BatchNorm, so that the output at a point does not depend on its batch-mates; w has the same
+        entries under each choice. None: refuse a BatchNorm that looks at the batch. "frozen": evaluation mode, with the
+        statistics as trained. "reestimate": at each w, the statistics that the inputs `reestimate_on` have; they
+        pass through the network at every call. "group": a copy with GroupNorm in its place (groups of 16 channels, or
+        one), which is another function and needs training.
+    reestimate_on
+        For "reestimate": training inputs as the network sees them, (R, ...); of `Standardized` data, `data.x`.
 
     Attributes
     ----------
@@ -56,12 +65,21 @@ class Model:
     (4, {'weight': torch.Size([1, 3]), 'bias': torch.Size([1])})
     """
 
-    def __init__(self, net: nn.Module, likelihood: Likelihood, prior: PriorSpec = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        likelihood: Likelihood,
+        prior: PriorSpec = None,
+        *,
+        batchnorm: str | None = None,
+        reestimate_on: Tensor | None = None,
+    ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
         if not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be one of bnnlib.nets' likelihoods, got {type(likelihood).__name__}")
         check_parameters(net)
+        net = apply_policy(net, batchnorm, reestimate_on)
         _check_modules(net)
         self.net = net
         self.likelihood = likelihood
@@ -179,18 +197,17 @@ def _digest(buffer: Tensor) -> str:
 
 def _check_modules(net: nn.Module) -> None:
     for name, module in net.named_modules():
-        if not module.training:
-            continue
         kind = f"{name or 'the net'} ({type(module).__name__})"
-        if _draws_noise(module):
+        if module.training and _draws_noise(module):
             raise ValueError(
                 f"{kind} has active dropout: noise that the density over w does not count. "
                 "Call net.eval() first, or leave it out; the prior already regularises."
             )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if looks_at_the_batch(module):
+            state = "in training mode" if module.training else "without stored statistics"
             raise ValueError(
-                f"{kind} is BatchNorm in training mode: the likelihood of one point would depend on its batch-mates. "
-                "Train it first and call net.eval() to freeze its statistics, or use LayerNorm."
+                f"{kind} is BatchNorm {state}: the likelihood of one point would depend on its batch-mates. Choose: "
+                + "; ".join(f'batchnorm="{choice}": {meaning}' for choice, meaning in CHOICES.items())
             )
 
 

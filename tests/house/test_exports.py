@@ -12,7 +12,7 @@ import bnnlib
 from notebooks import code, notebooks, read, toc_pages
 
 # Rooms whose chapter is still to be written. A room leaves this set with its first notebook.
-ROOMS_TO_COME = {"batchnorm", "variational"}
+ROOMS_TO_COME = {"variational"}
 # Exports that no chapter uses, each with its reason.
 _RESULT = "what a function returns or takes: met in every chapter, named in none"
 _CLASSES = "for class probabilities: the chapter on classification is to come"
@@ -26,8 +26,6 @@ OUTSIDE_THE_BOOK: dict[str, str] = {
     "nets.Posterior": _RESULT,
     "nets.Prior": _RESULT,
     "predictive.Moments": _RESULT,
-    "metrics.brier": _CLASSES,
-    "metrics.ece": _CLASSES,
     "nets.Bernoulli": _CLASSES,
     "plot.reliability": _CLASSES,
     "nets.HeteroscedasticGaussian": _NOISE,
