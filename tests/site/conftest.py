@@ -67,7 +67,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
         context = playwright.chromium.launch_persistent_context(
             profile, executable_path=chromium, headless=True, args=FLAGS, viewport=DESKTOP
         )
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         yield context
         context.close()
 
@@ -112,7 +112,9 @@ def open_page(browser: BrowserContext) -> Iterator[Callable[[str], Visit]]:
         page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
         page.goto(address, wait_until="load")
         page.evaluate("() => window.MathJax?.startup?.promise")
-        page.wait_for_load_state("networkidle")
+        # Not "networkidle", which now and then never comes: what is measured are fonts and pictures.
+        page.evaluate("() => document.fonts.ready")
+        page.wait_for_function("() => [...document.images].every(image => image.complete)")
         page.add_style_tag(content="*, ::before, ::after { transition: none !important }")  # measure ends, not ways
         opened.append(page)
         return seen
