@@ -50,6 +50,9 @@ def draw(distribution: Distribution, n: int, generator: torch.Generator | None =
             return torch.addcmul(base.loc, base.scale, standard_normal(shape, base.loc, generator))
         if type(base) is MultivariateNormal and not base.batch_shape:
             return base.loc + standard_normal(shape, base.loc, generator) @ base.scale_tril.T
+        if hasattr(base, "spread"):
+            evenly: Tensor = base.spread(n, generator)
+            return evenly
         if hasattr(base, "from_noise"):
             noisy = cast(FromNoise, base)
             return noisy.from_noise(standard_normal((n, noisy.noise_size), base.mean, generator))

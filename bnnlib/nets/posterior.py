@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from bnnlib._random import draw
 from bnnlib.data import Scaling
+from bnnlib.nets.empirical import Empirical
 from bnnlib.nets.gauss_newton import LowRankPrecision
 from bnnlib.nets.linearized import linearized_functions, linearized_predictive
 from bnnlib.nets.model import Model
@@ -69,7 +70,7 @@ class Posterior:
         return self.distribution.mean
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n parameter vectors, shape (n, P)."""
+        """Draw n parameter vectors, shape (n, P). From a set of values they are picked as evenly as can be."""
         _check_draws(n)
         return draw(self.distribution, n, generator).to(self.model.dtype)
 
@@ -100,7 +101,8 @@ class Posterior:
         x
             Inputs in the original units, shape (N, ...).
         draws
-            Number S of draws of w. Methods that linearise the network need none for a regression.
+            Number S of draws of w. Methods that linearise the network need none for a regression; a
+            posterior that is a set of values (ensembles, samplers) uses each of them at most once.
 
         Returns
         -------
@@ -124,6 +126,7 @@ class Posterior:
         if self.linearized:
             return self.predict(x, draws=draws, generator=generator).moments
         inputs = self._inputs(x)
+        draws = self._at_most(draws)
         closed = closed_moments(self.model, self.distribution, inputs, *self._units())
         if closed is not None:
             return closed
@@ -148,6 +151,7 @@ class Posterior:
     def _outputs(self, x: Tensor, draws: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Network outputs (S, N, outputs) and noise coordinates (S, M) of S draws, one preallocated result each."""
         _check_draws(draws)
+        draws = self._at_most(draws)
         net = Workspace(self.model)
         with torch.no_grad():
             out: Tensor | None = None
@@ -160,6 +164,10 @@ class Posterior:
                 noise[s] = w[self.model.net_size :]
         assert out is not None
         return out, noise
+
+    def _at_most(self, draws: int) -> int:
+        """Draws that are worth making: a set of M values says nothing new after M."""
+        return min(draws, len(self.distribution.values)) if isinstance(self.distribution, Empirical) else draws
 
     # files -------------------------------------------------------------------------------------
 
@@ -235,26 +243,28 @@ def _base(distribution: Distribution) -> Distribution:
     return distribution.base_dist if isinstance(distribution, Independent) else distribution
 
 
-_ARRAYS: dict[str, tuple[str, ...]] = {
-    "Normal": ("loc", "scale"),
-    "MultivariateNormal": ("loc", "scale_tril"),
-    "LowRankPrecision": ("loc", "diagonal", "factor"),
+# Distributions that a file can hold: the arrays that one is made of, and how it is made of them.
+_KINDS: dict[str, tuple[tuple[str, ...], Callable[..., Distribution]]] = {
+    "Normal": (("loc", "scale"), lambda loc, scale: Independent(Normal(loc, scale), 1)),
+    "MultivariateNormal": (
+        ("loc", "scale_tril"),
+        lambda loc, scale_tril: MultivariateNormal(loc, scale_tril=scale_tril),
+    ),
+    "LowRankMultivariateNormal": (("loc", "cov_factor", "cov_diag"), LowRankMultivariateNormal),
+    "LowRankPrecision": (("loc", "diagonal", "factor"), LowRankPrecision),
+    "Empirical": (("values",), Empirical),
 }
 
 
 def _arrays(distribution: Distribution) -> dict[str, Tensor]:
     base = _base(distribution)
-    names = _ARRAYS.get(type(base).__name__)
-    if names is None:
-        raise TypeError(f"cannot save a {type(base).__name__}; known are {', '.join(_ARRAYS)}")
+    if type(base).__name__ not in _KINDS:
+        raise TypeError(f"cannot save a {type(base).__name__}; known are {', '.join(_KINDS)}")
+    names, _ = _KINDS[type(base).__name__]
     return {name: getattr(base, name).detach().clone() for name in names}
 
 
 def _from_arrays(kind: str, arrays: Mapping[str, Tensor]) -> Distribution:
-    if kind == "Normal":
-        return Independent(Normal(arrays["loc"], arrays["scale"]), 1)
-    if kind == "MultivariateNormal":
-        return MultivariateNormal(arrays["loc"], scale_tril=arrays["scale_tril"])
-    if kind == "LowRankPrecision":
-        return LowRankPrecision(arrays["loc"], arrays["diagonal"], arrays["factor"])
-    raise ValueError(f"unknown kind of distribution {kind!r}")
+    if kind not in _KINDS:
+        raise ValueError(f"unknown kind of distribution {kind!r}; known are {', '.join(_KINDS)}")
+    return _KINDS[kind][1](**arrays)
