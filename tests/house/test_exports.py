@@ -45,26 +45,36 @@ def used(nb: NotebookNode) -> set[str]:
     return {aliases.get(name, name) for name in names} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
 
 
-def defined(nb: NotebookNode) -> set[str]:
-    """Every name that a cell binds outside functions and classes, imports apart."""
+def defined(nb: NotebookNode) -> tuple[set[str], set[str]]:
+    """Functions and classes, and variables, that the cells bind outside functions and classes, imports apart."""
+    made: set[str] = set()
+    variables: set[str] = set()
 
-    def walk(body: list[ast.AST]) -> set[str]:
-        found: set[str] = set()
+    def walk(body: list[ast.AST]) -> None:
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                found.add(node.name)
+                made.add(node.name)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                found.add(node.id)
+                variables.add(node.id)
             elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-                found |= walk(list(ast.iter_child_nodes(node)))
-        return found
+                walk(list(ast.iter_child_nodes(node)))
 
-    return walk([ast.parse(cell.source) for cell in code(nb)])
+    walk([ast.parse(cell.source) for cell in code(nb)])
+    return made, variables
+
+
+def imported(nb: NotebookNode) -> set[str]:
+    """Names that the notebook imports from bnnlib, as they are called there."""
+    nodes = [node for cell in code(nb) for node in ast.walk(ast.parse(cell.source))]
+    froms = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] == "bnnlib"]
+    return {alias.asname or alias.name for node in froms for alias in node.names}
 
 
 @pytest.mark.parametrize("name", notebooks())
 def test_a_chapter_defines_nothing_that_the_library_exports(name):
-    assert sorted(defined(read(name)) & NAMES) == []
+    made, variables = defined(read(name))
+    assert sorted(made & NAMES) == [], "bnnlib has a function or class of this name: import it"
+    assert sorted(variables & imported(read(name))) == [], "a variable hides what the notebook imported"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -97,4 +107,5 @@ def test_uses_and_definitions_are_told_apart():
     )
     assert {"Model", "nll"} <= used(nb)
     assert "laplace" not in used(nb)
-    assert defined(nb) == {"rmse", "crps", "brier", "ece", "_", "f", "quintic"}
+    assert defined(nb) == ({"crps"}, {"rmse", "f", "brier", "ece", "_", "quintic"})
+    assert imported(nb) == {"M", "laplace"}
