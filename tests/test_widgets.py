@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributions import Beta, Normal
 
-from bnnlib.widgets import normal_density, posterior_update
+from bnnlib.widgets import batchnorm, normal_density, posterior_update, two_directions
 from notebooks import ROOT
 
 PRIOR = Normal(5.0, 0.5)
@@ -21,6 +21,9 @@ DATA = [5.5, 5.61, 4.88]
 
 def update(prior=PRIOR, data=DATA, scale=0.2, **options):
     return posterior_update(prior, data, scale=scale, **options)
+
+
+MAKERS = [update, normal_density, batchnorm, two_directions]
 
 
 def given(widget):
@@ -32,7 +35,7 @@ def own_id(widget):
     return re.search(r'class="bnn-widget" id="([\w-]+)"', widget.html)[1]
 
 
-@pytest.mark.parametrize("make", [update, normal_density])
+@pytest.mark.parametrize("make", MAKERS)
 def test_made_twice_it_is_the_same_text(make):
     assert make().html == make().html
     assert make()._repr_mimebundle_() == make()._repr_mimebundle_()
@@ -49,12 +52,17 @@ def test_each_difference_gives_another_id():
         normal_density(),
         normal_density(1.0),
         normal_density(within=2),
+        batchnorm(),
+        batchnorm(momentum=None),
+        batchnorm(eps=1e-3),
+        two_directions(),
+        two_directions(mode_scale=0.8),
     ]
     assert len({own_id(w) for w in widgets}) == len(widgets)
     assert all(f'querySelectorAll("#{own_id(w)}:not([data-on])")' in w.html for w in widgets)
 
 
-@pytest.mark.parametrize("make", [update, normal_density])
+@pytest.mark.parametrize("make", MAKERS)
 def test_the_bundle_holds_a_page_and_a_picture(make):
     data, metadata = make()._repr_mimebundle_()
     assert data["text/html"] == make().html
@@ -71,20 +79,21 @@ def test_the_picture_follows_the_numbers_and_not_the_readers_style():
         assert dict(mpl.rcParams) == before
     assert styled == update()._repr_mimebundle_()
     others = [update(data=[]), update(Normal(5.1, 0.5)), update(scale=0.3)]
-    assert len({w._repr_mimebundle_()[0]["image/png"] for w in (update(), *others)}) == 4
+    others += [batchnorm(), batchnorm(gamma=2.0), two_directions(), two_directions(separation=4.0)]
+    assert len({w._repr_mimebundle_()[0]["image/png"] for w in (update(), *others)}) == 8
 
 
-@pytest.mark.parametrize("make", [update, normal_density])
+@pytest.mark.parametrize("make", MAKERS)
 def test_it_asks_for_nothing_and_reads_without_scripts(make):
     html = make().html
     assert [a for a in re.findall(r"https?://[^\"']+", html) if a != "http://www.w3.org/2000/svg"] == []
     assert not re.search(r"\b(src|href|url\(|import|fetch|XMLHttpRequest|eval)\b\s*[=(]", html)
     assert "<p>An interactive figure." in html
     assert not re.search(r"^\s*(//|/\*)|^ ", html, re.MULTILINE), "comments and indents stay in the package"
-    assert len(html) < 16_000
+    assert len(html) < 20_000
 
 
-@pytest.mark.parametrize("make", [update, normal_density])
+@pytest.mark.parametrize("make", MAKERS)
 def test_nothing_moves_by_itself(make):
     """So there is nothing to turn off for readers who asked for less motion."""
     assert re.findall(r"transition|animation|@keyframes|\banimate\b|AnimationFrame|setInterval", make().html) == []
@@ -94,6 +103,11 @@ def test_values_are_rounded_to_the_step_of_the_handles():
     numbers = given(update(Normal(5.0049, 0.4951), [5.4968], scale=0.123456))
     assert (numbers["loc"], numbers["scale"], numbers["data"], numbers["digits"]) == (5.0, 0.5, [5.5], 2)
     assert numbers["noise"] == 0.123456, "the noise has no handle"
+    numbers = given(batchnorm([0.123, -1.987], gamma=1.234, beta=-0.126, eps=1.5e-5, momentum=0.123))
+    assert (numbers["batch"], numbers["gamma"], numbers["beta"]) == ([0.12, -1.99], 1.23, -0.13)
+    assert (numbers["eps"], numbers["momentum"]) == (1.5e-5, 0.123)
+    numbers = given(two_directions(0.126, 1.234, separation=5.5549, mode_scale=0.7071))
+    assert [numbers[key] for key in ("loc", "scale", "apart", "mode")] == [0.13, 1.23, 5.55, 0.7071]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +117,15 @@ def test_values_are_rounded_to_the_step_of_the_handles():
 def test_the_axis_is_round_and_holds_prior_and_data(prior, limits, digits):
     numbers = given(update(Normal(*map(float, prior)), [], scale=1.0))
     assert (numbers["limits"], numbers["digits"]) == (limits, digits)
+
+
+def test_the_modes_stay_on_the_axis():
+    assert given(two_directions(limits=(-10, 4)))["widest"] == 8
+
+
+def test_a_batch_may_be_a_tensor():
+    batch = torch.tensor([1.0, 2.5], dtype=torch.float64)
+    assert batchnorm(batch).html == batchnorm([1.0, 2.5]).html
 
 
 def test_data_may_be_a_tensor_or_nothing():
@@ -142,6 +165,25 @@ def test_labels_are_replaced_and_cannot_end_the_script():
         (lambda: normal_density(scale=9), ValueError, "between 0.05 and 5"),
         (lambda: normal_density(within=5), ValueError, "from 0.1 to 4"),
         (lambda: normal_density(limits=(0, float("inf"))), ValueError, "limits"),
+        (lambda: batchnorm([1.0]), ValueError, "from 2 to 8 values to drag, got 1"),
+        (lambda: batchnorm([1.0] * 9), ValueError, "got 9"),
+        (lambda: batchnorm([1.0, float("nan")]), ValueError, "value of the batch must be finite"),
+        (lambda: batchnorm([1.0, 6.0]), ValueError, "value 1 is 6, outside"),
+        (lambda: batchnorm(beta=-7), ValueError, "beta is -7, outside"),
+        (lambda: batchnorm(gamma=5.5), ValueError, "gamma lies between -5 and 5"),
+        (lambda: batchnorm(gamma=float("inf")), ValueError, "gamma must be finite"),
+        (lambda: batchnorm(eps=0), ValueError, "eps keeps a constant batch from 0 / 0"),
+        (lambda: batchnorm(momentum=1.1), ValueError, "from 0 to 1, or None; got 1.1"),
+        (lambda: batchnorm(momentum=float("nan")), ValueError, "from 0 to 1, or None; got nan"),
+        (lambda: two_directions(float("nan")), ValueError, "loc must be finite"),
+        (lambda: two_directions(9), ValueError, "loc is 9, outside"),
+        (lambda: two_directions(scale=0), ValueError, "standard deviation, positive"),
+        (lambda: two_directions(scale=8.5), ValueError, "between 0.05 and 8"),
+        (lambda: two_directions(separation=-1), ValueError, "a distance, not negative"),
+        (lambda: two_directions(separation=17), ValueError, "the left mode is -8.5, outside"),
+        (lambda: two_directions(mode_scale=0.3), ValueError, "between 0.4 and 4"),
+        (lambda: two_directions(limits=(1, 9)), ValueError, "the left mode is -3, outside"),
+        (lambda: two_directions(labels={"kl": "D"}), ValueError, "no label 'kl'"),
     ],
 )
 def test_bad_input_is_refused(make, error, message):

@@ -175,6 +175,10 @@ class LowRankPrecision(Distribution):
         cholesky: Tensor = torch.linalg.cholesky(gram)
         return cholesky
 
+    def to(self, device: torch.device) -> LowRankPrecision:
+        """The same on another device."""
+        return LowRankPrecision(self.loc.to(device), self.diagonal.to(device), self.factor.to(device))
+
     @property
     def mean(self) -> Tensor:
         return self.loc

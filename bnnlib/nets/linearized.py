@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal, Normal
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from bnnlib._random import draw, standard_normal
 from bnnlib.nets.gauss_newton import LowRankPrecision, jacobian
+from bnnlib.nets.kronecker import KroneckerNormal
+from bnnlib.nets.last_layer import PartialNormal, last_layer_of
 from bnnlib.nets.likelihoods import Gaussian
 from bnnlib.nets.model import Model
 from bnnlib.nets.moments import noise_nodes
@@ -21,24 +25,43 @@ _CHUNK = 2**25  # entries of a Jacobian that are held at once: 256 MiB in float6
 def _covariance_of(distribution: Distribution, rows: Tensor) -> Tensor:
     """B Sigma B^T for rows B (N, K, P') over the first P' entries of w -> (N, K, K)."""
     size = rows.shape[-1]
-    if isinstance(distribution, LowRankPrecision):
+    if isinstance(distribution, PartialNormal):  # rows over the entries that vary
+        return distribution.covariance_of_varying(rows)
+    if isinstance(distribution, LowRankPrecision | KroneckerNormal):
         extra = len(distribution.loc) - size
         return distribution.covariance_of(torch.nn.functional.pad(rows, (0, extra)))
     if isinstance(distribution, MultivariateNormal):
         half = rows.double() @ distribution.scale_tril[:size].double()
         return half @ half.mT
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        half = rows.double() * distribution.base_dist.scale[:size].double()
+        return half @ half.mT
     raise TypeError(f"a linearised prediction needs a multivariate normal over w, not {type(distribution).__name__}")
 
 
-def linearized_functions(model: Model, loc: Tensor, x: Tensor, w: Tensor) -> Tensor:
+def _slopes(model: Model, distribution: Distribution, x: Tensor) -> tuple[slice, Iterator[Tensor]]:
+    """Which entries of w the outputs depend on while w varies, and the Jacobian there, chunk by chunk (n, K, P')."""
+    loc = distribution.mean.double()
+    with torch.no_grad():
+        outputs = model(loc, x[:1]).shape[-1]
+    if isinstance(distribution, PartialNormal):
+        last = last_layer_of(model, x[:2])
+        entries = last.entries
+        step = max(1, _CHUNK // ((entries.stop - entries.start) * outputs))
+        return entries, (last.jacobian(last(loc, part)[0], outputs) for part in x.split(step))
+    step = max(1, _CHUNK // (model.size * outputs))
+    return slice(0, model.net_size), (jacobian(model, loc, part) for part in x.split(step))
+
+
+def linearized_functions(model: Model, distribution: Distribution, x: Tensor, w: Tensor) -> Tensor:
     """Functions that the band is made of: f(x; m) + J (w - m) at draws w (S, P) around the mean m, (S, N, outputs)."""
-    double, size = _double(model), model.net_size
+    double, loc = _double(model), distribution.mean
     x64 = x.double() if x.is_floating_point() else x
     with torch.no_grad():
         f = double(loc.double(), x64)
-    delta = (w[:, :size].double() - loc[:size].double()).T
-    step = max(1, _CHUNK // (model.size * f.shape[-1]))
-    moved = [jacobian(double, loc.double(), part) @ delta for part in x64.split(step)]
+    entries, slopes = _slopes(double, distribution, x64)
+    delta = (w[:, entries].double() - loc[entries].double()).T
+    moved = [rows @ delta for rows in slopes]
     return (f + torch.cat(moved).movedim(-1, 0)).to(model.dtype)
 
 
@@ -62,9 +85,7 @@ def linearized_predictive(
     x64 = x.double() if x.is_floating_point() else x
     with torch.no_grad():
         f = double(loc.double(), x64)
-    step = max(1, _CHUNK // (model.size * f.shape[-1]))
-    blocks = [_covariance_of(distribution, jacobian(double, loc.double(), part)) for part in x64.split(step)]
-    covariance = torch.cat(blocks)
+    covariance = torch.cat([_covariance_of(distribution, rows) for rows in _slopes(double, distribution, x64)[1]])
     if isinstance(model.likelihood, Gaussian):
         noise = noise_nodes(model, distribution).double()
         base = model.likelihood.predictive(f.expand(len(noise), *f.shape), noise, y_loc, y_scale).components

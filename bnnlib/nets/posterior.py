@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from bnnlib._random import draw
 from bnnlib.data import Scaling
 from bnnlib.nets.empirical import Empirical
 from bnnlib.nets.gauss_newton import LowRankPrecision
+from bnnlib.nets.kronecker import KroneckerNormal
+from bnnlib.nets.last_layer import PartialNormal
 from bnnlib.nets.linearized import linearized_functions, linearized_predictive
+from bnnlib.nets.masked import Masked
 from bnnlib.nets.model import Model
 from bnnlib.nets.moments import closed_moments, streamed_moments
 from bnnlib.nets.workspace import Workspace, stream
@@ -60,6 +64,8 @@ class Posterior:
         notes = [f"{self.model.size} unknowns", str(self.model.likelihood)]
         if self.diagnostics.get("kl_weight", 1.0) != 1.0:
             notes.append(f"TEMPERED: kl_weight={self.diagnostics['kl_weight']}")
+        if self.diagnostics.get("temperature", 1.0) != 1.0:
+            notes.append(f"TEMPERED: temperature={self.diagnostics['temperature']}")
         if self.diagnostics.get("interrupted"):
             notes.append("interrupted")
         return f"Posterior({self.method}, {', '.join(notes)})"
@@ -83,7 +89,7 @@ class Posterior:
         """
         inputs = self._inputs(x)
         if self.linearized:
-            f = linearized_functions(self.model, self.mean, inputs, self.sample(n, generator))
+            f = linearized_functions(self.model, self.distribution, inputs, self.sample(n, generator))
         else:
             f = self._outputs(inputs, n, generator)[0]
         scaling = self.scaling
@@ -174,17 +180,7 @@ class Posterior:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the posterior to a file of tensors and plain values; an existing file is replaced in one step."""
         target = Path(path)
-        content = {
-            "format": _FORMAT,
-            "model": self.model.signature(),
-            "method": self.method,
-            "kind": type(_base(self.distribution)).__name__,
-            "arrays": _arrays(self.distribution),
-            "history": dict(self.history),
-            "diagnostics": dict(self.diagnostics),
-            "scaling": None if self.scaling is None else vars(self.scaling),
-            "linearized": self.linearized,
-        }
+        content = self._content()
         temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             torch.save(content, temporary)
@@ -216,22 +212,57 @@ class Posterior:
                 raise ValueError(
                     f"{path} was made for another model: its {key} is {saved.get(key)}, this model's {mine}"
                 )
-        scaling = content["scaling"]
-        return cls(
-            model=model,
-            distribution=_from_arrays(content["kind"], content["arrays"]),
-            method=content["method"],
-            history=content["history"],
-            diagnostics=content["diagnostics"],
-            scaling=None if scaling is None else Scaling(**scaling),
-            linearized=content["linearized"],
-        )
+        return READERS.get(content["kind"], read)(content, model)
+
+    def _content(self) -> dict[str, Any]:
+        """What a file holds: tensors and plain values."""
+        return {
+            **about(self),
+            "kind": type(_base(self.distribution)).__name__,
+            "arrays": _arrays(self.distribution),
+        }
 
     def with_model(self, model: Model) -> Posterior:
         """The same distribution attached to another model of the same size."""
         if model.size != self.model.size:
             raise ValueError(f"the model has {model.size} unknowns, the posterior {self.model.size}")
         return replace(self, model=model)
+
+
+def about(posterior: Posterior) -> dict[str, Any]:
+    """Everything in a file but the distribution."""
+    return {
+        "format": _FORMAT,
+        "model": posterior.model.signature(),
+        "method": posterior.method,
+        "history": dict(posterior.history),
+        "diagnostics": dict(posterior.diagnostics),
+        "scaling": None if posterior.scaling is None else vars(posterior.scaling),
+        "linearized": posterior.linearized,
+    }
+
+
+def from_content(content: Mapping[str, Any], model: Model, distribution: Distribution) -> Posterior:
+    """What `about` says, with its model and distribution."""
+    scaling = content["scaling"]
+    return Posterior(
+        model=model,
+        distribution=distribution,
+        method=content["method"],
+        history=content["history"],
+        diagnostics=content["diagnostics"],
+        scaling=None if scaling is None else Scaling(**scaling),
+        linearized=content["linearized"],
+    )
+
+
+def read(content: Mapping[str, Any], model: Model) -> Posterior:
+    """A posterior from what its file holds."""
+    return from_content(content, model, _from_arrays(content["kind"], content["arrays"]))
+
+
+# Kinds of posterior that are read in a way of their own: those made of others.
+READERS: dict[str, Callable[[Mapping[str, Any], Model], Posterior]] = {}
 
 
 def _check_draws(n: int) -> None:
@@ -253,6 +284,9 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[..., Distribution]]] = {
     "LowRankMultivariateNormal": (("loc", "cov_factor", "cov_diag"), LowRankMultivariateNormal),
     "LowRankPrecision": (("loc", "diagonal", "factor"), LowRankPrecision),
     "Empirical": (("values",), Empirical),
+    "KroneckerNormal": (("loc", "layout", "packed", "rest_sd"), KroneckerNormal.unpacked),
+    "PartialNormal": (("loc", "index", "scale_tril"), PartialNormal),
+    "Masked": (("loc", "group", "p"), Masked),
 }
 
 

@@ -9,10 +9,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 import bnnlib
-from notebooks import code, notebooks, read, toc_pages
+from notebooks import code, notebooks, read
 
-# Rooms whose chapter is still to be written. A room leaves this set with its first notebook.
-ROOMS_TO_COME = {"variational"}
 # Exports that no chapter uses, each with its reason.
 _RESULT = "what a function returns or takes: met in every chapter, named in none"
 _CLASSES = "for class probabilities: the chapter on classification is to come"
@@ -66,8 +64,8 @@ def defined(nb: NotebookNode) -> tuple[set[str], set[str]]:
 def imported(nb: NotebookNode) -> set[str]:
     """Names that the notebook imports from bnnlib, as they are called there."""
     nodes = [node for cell in code(nb) for node in ast.walk(ast.parse(cell.source))]
-    froms = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] == "bnnlib"]
-    return {alias.asname or alias.name for node in froms for alias in node.names}
+    statements = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] == "bnnlib"]
+    return {alias.asname or alias.name for node in statements for alias in node.names}
 
 
 @pytest.mark.parametrize("name", notebooks())
@@ -87,14 +85,10 @@ def test_every_export_is_there_once_and_documented(module):
 
 def test_every_export_is_used_in_a_chapter():
     in_chapters = set().union(*(used(read(name)) for name in notebooks()))
-    expected = {f"{m}.{name}": name for m in MODULES if m not in ROOMS_TO_COME for name in EXPORTS[m]}
+    expected = {f"{m}.{name}": name for m in MODULES for name in EXPORTS[m]}
     unused = {path for path, name in expected.items() if name not in in_chapters}
     assert sorted(unused - set(OUTSIDE_THE_BOOK)) == [], "exported, but no chapter uses it"
     assert sorted(set(OUTSIDE_THE_BOOK) - unused) == [], "listed as unused, but used or gone"
-
-
-def test_rooms_to_come_have_no_chapter_yet():
-    assert {page.split("/")[0] for page in toc_pages()} & ROOMS_TO_COME == set()
 
 
 def test_uses_and_definitions_are_told_apart():

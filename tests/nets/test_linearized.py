@@ -10,6 +10,7 @@ from torch.func import jacrev
 
 from bnnlib.data import Standardized
 from bnnlib.nets import Categorical, Gaussian, HeteroscedasticGaussian, Model, Posterior, StudentT, laplace
+from bnnlib.nets.empirical import Empirical
 from bnnlib.nets.gauss_newton import LowRankPrecision
 from bnnlib.nets.linearized import linearized_predictive
 
@@ -152,11 +153,15 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
     assert torch.equal(parts.mean, whole.mean)
 
 
-def test_a_factorised_normal_is_refused():
+def test_a_factorised_normal_is_the_normal_with_that_diagonal():
+    """Source: the dense normal with the same variances. A set of values has no such form and is refused."""
     model, x, *_ = setting(Gaussian(scale=0.3), 1)
-    q = Independent(Normal(model.start(), torch.ones(model.size, dtype=F64)), 1)
+    sd = 0.1 + torch.arange(model.size, dtype=F64) / model.size
+    q, dense = Independent(Normal(model.start(), sd), 1), MultivariateNormal(model.start(), scale_tril=torch.diag(sd))
+    a, b = (linearized_predictive(model, each, x, 1, None, None, None) for each in (q, dense))
+    torch.testing.assert_close(a.epistemic, b.epistemic, rtol=1e-12, atol=0)
     with pytest.raises(TypeError, match="multivariate normal"):
-        linearized_predictive(model, q, x, 1, None, None, None)
+        linearized_predictive(model, Empirical(model.start().unsqueeze(0)), x, 1, None, None, None)
 
 
 def test_noise_is_not_lost_beside_a_huge_function_variance():

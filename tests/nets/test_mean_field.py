@@ -9,7 +9,8 @@ from torch.distributions import HalfNormal, Independent, Laplace, MultivariateNo
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnnlib.nets import Bernoulli, Gaussian, Model, mean_field
-from bnnlib.nets.mean_field import _Nelbo
+from bnnlib.nets._variational import Nelbo
+from bnnlib.variational import MeanField
 
 F64 = torch.float64
 
@@ -40,9 +41,9 @@ def run(model, data, seed=0, **settings):
 
 def one_step(model, loc, log_scale, x, y, *, draws=1, kl_weight=1.0, ratio=1.0, seed=0):
     """Gradients in loc and log_scale, and (nll, kl), as the library computes them."""
-    loc, log_scale, record = loc.clone(), log_scale.clone(), torch.zeros(2, dtype=F64)
-    _Nelbo(model, loc, log_scale, draws, kl_weight, generator(seed)).step(x, y, ratio, record)
-    return loc.grad, log_scale.grad, record
+    family, record = MeanField(model.size, loc, log_scale.exp()), torch.zeros(2, dtype=F64)
+    Nelbo(model, family, draws, generator(seed)).step(x, y, ratio, kl_weight, record)
+    return family.loc.grad, family.log_scale.grad, record
 
 
 def written_out(model, loc, log_scale, x, y, *, draws=1, kl_weight=1.0, ratio=1.0, seed=0):

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,25 @@ from playwright.sync_api import BrowserContext, Page, sync_playwright
 
 from notebooks import ROOT, toc_pages
 
+# Not imported before this line: its assertions are to say what they saw.
+pytest.register_assert_rewrite("widget_page")
+
 # The sandbox needs rights that a container has not; the rest keeps Chromium from asking anyone anything by itself.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
+# A script that comes with innerHTML does not run. JupyterLab puts a new one in its place.
+AS_JUPYTER = """html => {
+  const host = document.createElement("div");
+  host.innerHTML = html;
+  document.body.append(host);
+  for (const dead of host.querySelectorAll("script")) {
+    const live = document.createElement("script");
+    live.textContent = dead.textContent;
+    dead.replaceWith(live);
+  }
+}"""
 LOOK = (Path(__file__).parent / "look.js").read_text("utf8")
 
 
@@ -47,14 +62,21 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
-def host(site: Path) -> Iterator[str]:
-    """The address of a server on this machine that serves the site."""
-    handler = functools.partial(Quiet, directory=str(site))
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The address of a server on this machine."""
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def host(site: Path) -> Iterator[str]:
+    """The address of a server that serves the site."""
+    with serve(site) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +144,50 @@ def open_page(browser: BrowserContext) -> Iterator[Callable[[str], Visit]]:
     yield visit
     for page in opened:
         page.close()
+
+
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages that hold one interactive figure each, and nothing else."""
+    from widget_page import widgets
+
+    path = tmp_path_factory.mktemp("widgets")
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><title>t</title>'
+    head += '<meta name="viewport" content="width=device-width"><body>'
+    for name, widget in widgets().items():
+        (path / f"{name}.html").write_text(head + widget.html, "utf8")
+    (path / "blank.html").write_text(head, "utf8")
+    return path
+
+
+@pytest.fixture(scope="module", params=["file", "http"])
+def home(request: pytest.FixtureRequest, figures: Path) -> Iterator[str]:
+    """Where these pages are: in the file system, or on a server."""
+    if request.param == "file":
+        yield figures.as_uri() + "/"
+        return
+    with serve(figures) as address:
+        yield address
+
+
+@pytest.fixture
+def show(open_page: Callable[[str], Visit], home: str) -> Iterator[Callable[[str], Page]]:
+    """Open one of these pages; at the end nothing may have failed and no other host may have been asked."""
+    opened = []
+
+    def visit(name: str) -> Page:
+        opened.append(open_page(f"{home}{name}.html"))
+        return opened[-1].page
+
+    yield visit
+    for visited in opened:
+        assert visited.errors + visited.failed + visited.strangers(home) == []
+        visited.page.close()
+
+
+@pytest.fixture
+def insert() -> Callable[[Page, str], None]:
+    """Put a figure into a page as JupyterLab does."""
+    from widget_page import widgets
+
+    return lambda page, name: page.evaluate(AS_JUPYTER, widgets()[name].html)

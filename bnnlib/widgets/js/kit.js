@@ -1,4 +1,4 @@
-// What both figures share: an SVG as wide as its column, handles that are sliders, numbers in words.
+// What all figures share: an SVG as wide as its column, handles that are sliders, numbers in words.
 const NS = "http://www.w3.org/2000/svg";
 const make = (node, attributes, parent) => {
   for (const name in attributes) node.setAttribute(name, attributes[name]);
@@ -32,8 +32,8 @@ const ticks = (low, high, most) => {
 
 class Figure {
   // `margin` in pixels: left, right, top, bottom; `draw` is called whenever anything has changed.
-  constructor(root, given, margin, draw) {
-    Object.assign(this, { root, given, margin, draw, digits: given.digits, handles: [], top: 1 });
+  constructor(root, given, margin, draw, heights = [230, 320]) {
+    Object.assign(this, { root, given, margin, draw, heights, digits: given.digits, handles: [], top: 1 });
     this.svg = svg("svg", { role: "group", "aria-label": given.labels.alt }, root);
     this.back = svg("g", { "aria-hidden": "true" }, this.svg);
     this.front = svg("g", {}, this.svg);
@@ -46,7 +46,7 @@ class Figure {
   fit() {
     const [left, right, top, bottom] = this.margin, [low, high] = this.given.limits;
     this.width = this.root.clientWidth;
-    this.height = Math.round(clamp(0.48 * this.width, 230, 320));
+    this.height = Math.round(clamp(0.48 * this.width, ...this.heights));
     this.base = this.height - bottom;
     this.unit = (this.width - left - right) / (high - low);
     this.x = v => left + (v - low) * this.unit;
@@ -78,9 +78,9 @@ class Figure {
     svg("text", { class: className, x, y, "text-anchor": anchor }, this.back).textContent = text;
   }
 
-  axis() {
+  axis(name = this.given.labels.density) {
     const [low, high] = this.given.limits;
-    this.text("", 2, 12, "start", this.given.labels.density);
+    this.text("", 2, 12, "start", name);
     this.line("bnn-axis", this.x(low), this.base, this.x(high), this.base);
     for (const [v, text] of ticks(low, high, this.width / 56)) {
       this.line("bnn-axis", this.x(v), this.base, this.x(v), this.base + 5);
@@ -88,15 +88,19 @@ class Figure {
     }
   }
 
-  // A curve; with `shade`, the area under it.
-  curve(className, loc, scale, from, to, shade) {
+  // The graph of f; with `shade`, the area under it.
+  graph(className, f, from, to, shade) {
     const [low, high] = this.given.limits, a = Math.max(from ?? low, low), b = Math.min(to ?? high, high);
     if (a >= b) return;
     const n = Math.max(2, Math.ceil((b - a) * this.unit / 1.5));
     const points = Array.from({ length: n + 1 }, (_, i) => a + (b - a) * i / n)
-      .map(v => `${this.x(v).toFixed(1)} ${this.y(density(v, loc, scale)).toFixed(1)}`);
+      .map(v => `${this.x(v).toFixed(1)} ${this.y(f(v)).toFixed(1)}`);
     const ends = shade ? [`${this.x(b).toFixed(1)} ${this.base}`, `${this.x(a).toFixed(1)} ${this.base}Z`] : [];
     svg("path", { class: className, d: "M" + [...points, ...ends].join("L") }, this.back);
+  }
+
+  curve(className, loc, scale, from, to, shade) {
+    this.graph(className, v => density(v, loc, scale), from, to, shade);
   }
 
   // A slider. `spec`: name, className, min, max, get, set, at (its point); where they differ from the axis, digits and
@@ -139,17 +143,57 @@ class Figure {
     return handle;
   }
 
-  drop(handle) {
-    this.handles.splice(this.handles.indexOf(handle), 1);
-    handle.node.remove();
+  // Values that are added by a click on their strip, dragged, and taken away: at least `least`, at most `most`. `spec`:
+  // name, y (the middle of the strip), least, most, spare (what takes the focus where none is left).
+  points({ name, y, least, most, spare }) {
+    const all = [], [low, high] = this.given.limits;
+    const drop = point => {
+      all.splice(all.indexOf(point), 1);
+      this.handles.splice(this.handles.indexOf(point.handle), 1);
+      point.handle.node.remove();
+    };
+    const add = v => {
+      if (all.length >= most) return;
+      const point = { value: Number(clamp(v, low, high).toFixed(this.digits)) };
+      point.handle = this.handle({ name, className: "bnn-data", min: low, max: high, get: () => point.value,
+        set: value => { point.value = value; }, at: () => [this.x(point.value), y()],
+        remove: () => {
+          if (all.length <= least) return;
+          drop(point);
+          (all.length ? all[all.length - 1].handle.node : spare()).focus();
+          this.update();
+        } });
+      all.push(point);
+    };
+    this.svg.addEventListener("click", event => {
+      if (!event.target.classList.contains("bnn-strip")) return;
+      add(low + (event.clientX - this.svg.getBoundingClientRect().left - this.x(low)) / this.unit);
+      this.update();
+    });
+    return {
+      add,
+      values: () => all.map(point => point.value),
+      strip: () => svg("rect", { class: "bnn-strip", x: this.x(low), y: y() - 16, width: (high - low) * this.unit,
+        height: 32, rx: 6 }, this.back),
+      pop: () => drop(all[all.length - 1]),
+      fill: values => {
+        while (all.length) drop(all[0]);
+        values.forEach(add);
+      },
+    };
   }
 
   // A number with its name and, before it, the line or the area that it belongs to.
-  item(key, name) {
-    const box = tag("div", { class: "bnn-item" }, this.numbers);
-    tag("span", { class: `bnn-key bnn-key-${key}`, "aria-hidden": "true" }, box);
+  item(key, name, ink = key, className = "") {
+    const box = tag("div", { class: `bnn-item ${className}` }, this.numbers);
+    tag("span", { class: `bnn-key bnn-key-${ink}`, "aria-hidden": "true" }, box);
     const label = tag("span", { class: "bnn-name" }, box, name), value = tag("b", { "data-number": key }, box);
     return text => { value.textContent = text; return label; };
+  }
+
+  // What follows starts a new line.
+  break() {
+    tag("div", { class: "bnn-break" }, this.numbers);
   }
 
   button(name, act) {

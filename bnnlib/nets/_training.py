@@ -1,0 +1,164 @@
+"""What the methods that train by steps share: -log p(w, D) with its gradient, and a loop of Adam's steps around it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bnnlib.nets._fitting import progress_bar
+from bnnlib.nets.model import Model
+from bnnlib.nets.workspace import Workspace
+
+__all__ = ["NegativeLogJoint", "check_finite", "check_positive", "check_whole", "descend", "report_interrupt"]
+
+
+class NegativeLogJoint:
+    """-log p(w) - ratio * log p(y | x, w) at the content of a flat buffer, with its gradient in another one.
+
+    Parameters
+    ----------
+    model
+        What w means.
+    excess
+        For a q(w) that is spread around w: its variance in each network parameter, as a multiple of w^2. Then the
+        prior's part is E_q[log p(w)], in closed form; priors must be normal.
+
+    Attributes
+    ----------
+    w, grad
+        The buffer, shape (P,), and the gradient, which is `w.grad` too, so that an optimiser can work on `w` itself.
+    """
+
+    def __init__(self, model: Model, excess: Tensor | None = None) -> None:
+        self.model, self.net, self.excess = model, Workspace(model, gradient=True), excess
+        self.w, self.grad = self.net.w, self.net.grad
+        self.w.grad = self.grad
+        # Normal priors have their gradient written by hand; autograd does the others and the noise.
+        self.closed = model.net_size if model.prior.normal else 0
+        if self.closed:
+            self.loc = model.prior.loc.to(self.w)
+            scale = model.prior.scale.to(self.w)
+            self.precision = scale**-2
+            self.constant = float(scale.log().sum()) + 0.5 * self.closed * math.log(2 * math.pi)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, y: Tensor, ratio: float) -> Tensor:
+        """Value in nats, a scalar without gradient; `grad` holds the gradient until the next call."""
+        self.grad.zero_()
+        with torch.enable_grad():
+            value = self.model.likelihood.log_likelihood(self.net(x), y, self.net.u) * -ratio
+            value.backward()
+        total: Tensor = value.detach().clone()
+        c = self.closed
+        if c:
+            weights = self.w[:c]
+            shift = weights - self.loc
+            pull = shift * self.precision
+            total += 0.5 * torch.dot(shift, pull) + self.constant
+            self.grad[:c].add_(pull)
+            if self.excess is not None:
+                pull = weights * self.precision * self.excess
+                total += 0.5 * torch.dot(weights, pull)
+                self.grad[:c].add_(pull)
+        if c < len(self.w):
+            rest = self.w[c:].detach().requires_grad_()
+            size = self.model.net_size - c
+            with torch.enable_grad():
+                log_p = self.model.likelihood.unknown_log_prior(rest[size:])
+                if size:
+                    log_p = log_p + self.model.prior.log_prob(rest[:size])
+                (slope,) = torch.autograd.grad(log_p, rest)
+            total -= log_p.detach()
+            self.grad[c:].sub_(slope)
+        return total
+
+
+def descend(
+    name: str,
+    w: Tensor,
+    gradient: Callable[[], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    decay: float,
+    progress: bool,
+) -> tuple[Tensor, bool]:
+    """Take Adam's steps on w, in place.
+
+    Parameters
+    ----------
+    gradient
+        Fills `w.grad` and returns the loss, shape () or one entry a member.
+    decay
+        Last part of the steps over which lr falls linearly to zero.
+
+    Returns
+    -------
+    tuple
+        The losses of the steps that were done, on the CPU, and whether the keyboard interrupted them.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss or w became NaN or infinite.
+    """
+    optimizer = torch.optim.Adam([w], lr=lr, fused=True)
+    record: list[Tensor] = []
+    constant = steps - int(decay * steps)
+    interrupted = False
+    try:
+        for step in progress_bar(steps, name, progress):
+            record.append(gradient())
+            if step >= constant:
+                optimizer.param_groups[0]["lr"] = lr * (steps - step) / (steps - constant + 1)
+            optimizer.step()
+            if (step + 1) % 100 == 0:
+                check_finite(record[-100:], step - 99, lr)
+    except ValueError:
+        check_finite(record, 0, lr)  # a NaN that torch's own checks of arguments met first
+        raise
+    except KeyboardInterrupt:
+        interrupted = True
+        report_interrupt(name, len(record), steps)
+    check_finite(record, 0, lr)
+    if not bool(torch.isfinite(w).all()):
+        raise FloatingPointError(f"w has NaN or infinite values after step {len(record) - 1}; try a smaller lr")
+    return torch.stack(record).cpu() if record else torch.zeros(0, dtype=w.dtype), interrupted
+
+
+def report_interrupt(name: str, done: int, steps: int) -> None:
+    """Warn that a run was cut short by the keyboard."""
+    warnings.warn(f"{name} was interrupted after {done} of {steps} steps; the result is what was reached", stacklevel=4)
+
+
+def check_finite(losses: list[Tensor], first: int, lr: float) -> None:
+    """Raise FloatingPointError, with the step and what to try, where a loss is not finite."""
+    if not losses:
+        return
+    bad = ~torch.isfinite(torch.stack(losses)).reshape(len(losses), -1).all(-1)
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        raise FloatingPointError(
+            f"the loss is {losses[at].sum().item()} at step {first + at}; try a smaller lr (now {lr}), standardised "
+            "data (bnnlib.data.Standardized), or a prior that keeps the noise away from zero"
+        )
+
+
+def check_whole(least: int = 1, **settings: int) -> None:
+    """Raise ValueError for a setting that is no whole number, or below `least`."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
+
+
+def check_positive(decay: float = 0.0, **settings: float) -> None:
+    """Raise ValueError for a setting that is not positive and finite, or a decay outside [0, 1]."""
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay is a part of the steps, between 0 and 1, got {decay}")

@@ -1,3 +1,0 @@
-"""Variational inference (chapter four)."""
-
-__all__: list[str] = []
