@@ -68,7 +68,9 @@ def laplace(
     evidence
         True: prior precisions (one per parameter tensor, starting at the model's prior) are found by
         maximising the evidence; "last_layer" finds those of that layer. False: the model's prior is kept as it is.
-        Noise that is unknown in the model is found by the evidence and its prior either way.
+        Noise that is unknown in the model is found by the evidence and its prior either way. For classes the
+        curvature moves with w, which MacKay's rule for the prior leaves out: it rests at a narrower prior than the
+        largest evidence has.
     steps
         "full": largest number of Gauss-Newton steps, 300 if None. Else the number of Adam's steps, 3000 if
         None; 0 leaves a trained network's weights as they are ("last_layer" still takes its last layer to the mode).

@@ -7,10 +7,12 @@ A trajectory of Hamiltonian dynamics grows until it turns back, so its length ne
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import TqdmWarning
 
 from bnnlib._random import _borrowed
 from bnnlib.nets._fitting import Data, prepare, progress_bar
@@ -164,7 +166,9 @@ def _notes(kernel: Any, run: Any) -> dict[str, float]:
 
 def _pyro() -> Any:
     try:
-        from pyro.infer import mcmc
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # Pyro's import asks tqdm for notebook widgets
+            from pyro.infer import mcmc
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("nuts runs Pyro's sampler: pip install pyro-ppl, or use hmc") from error
     return mcmc

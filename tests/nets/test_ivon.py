@@ -36,13 +36,16 @@ def by_the_paper(model, x, y, draws, lr, beta1, beta2, h, kl_weight=1.0):
     """Algorithm 1 of Shen et al. (2024), line by line, with a prior precision and mean of each weight's own."""
     n = len(x)
     strength, m, g = n / kl_weight, model.start(), 0.0
-    d, centre = model.prior.scale.double() ** -2 / strength, model.prior.loc.double()
+    rest = torch.zeros(model.size - model.net_size, dtype=F64)  # the noise has its prior in the loss
+    d = torch.cat([model.prior.scale.double() ** -2 / strength, rest])
+    centre = torch.cat([model.prior.loc.double(), rest])
     h = torch.full_like(m, h)
     h0 = h.clone()
     for t, eps in enumerate(draws, start=1):
         sd = 1 / torch.sqrt(strength * (h + d))
         w = (m + sd * eps).requires_grad_()
-        (slope,) = torch.autograd.grad(-model.log_likelihood(w, x, y) / n, w)
+        prior = kl_weight * model.likelihood.unknown_log_prior(model.noise(w))
+        (slope,) = torch.autograd.grad(-(model.log_likelihood(w, x, y) + prior) / n, w)
         g = beta1 * g + (1 - beta1) * slope
         f = slope * (w.detach() - m) / sd**2
         h = beta2 * h + (1 - beta2) * f + 0.5 * (1 - beta2) ** 2 * (h - f) ** 2 / (h + d)
@@ -51,10 +54,11 @@ def by_the_paper(model, x, y, draws, lr, beta1, beta2, h, kl_weight=1.0):
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.3])
+@pytest.mark.parametrize("noise", [0.3, HalfNormal(torch.tensor(0.2, dtype=F64))], ids=["known", "unknown"])
 @pytest.mark.parametrize("prior", [None, Normal(torch.tensor(0.2, dtype=F64), 0.7)], ids=["default", "off centre"])
-def test_its_steps_are_the_algorithms(prior, kl_weight):
+def test_its_steps_are_the_algorithms(prior, noise, kl_weight):
     """Source: the algorithm written line by line, fed with the same standard normal numbers."""
-    model, x = Model(network(3, 5, 1), Gaussian(scale=0.3), prior), normals(30, 3)
+    model, x = Model(network(3, 5, 1), Gaussian(scale=noise), prior), normals(30, 3)
     y, settings = torch.sin(x[:, :1]), {"lr": 0.1, "beta1": 0.8, "beta2": 0.98}
     g = generator(5)
     draws = [torch.empty(model.size, dtype=F64).normal_(generator=g) for _ in range(40)]
