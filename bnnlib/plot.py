@@ -148,7 +148,7 @@ def reliability(ax: Axes, predictive: Predictive, y: Tensor, bins: int = 10) -> 
     accuracy = torch.zeros(bins, dtype=torch.float64).index_add(0, index, right) / count
     ax.plot([0, 1], [0, 1], color=COLOURS["data"], lw=1, ls="--")
     size = 10 + 190 * count / count.sum()
-    ax.scatter(mean_confidence.numpy(), accuracy.numpy(), s=size.numpy(), color=COLOURS["model"])
+    ax.scatter(mean_confidence.numpy(), accuracy.numpy(), s=size.numpy(), color=COLOURS["model"], clip_on=False)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="predicted probability", ylabel="observed frequency")
 
 

@@ -11,28 +11,25 @@ from nbformat.v4 import new_code_cell, new_notebook
 import bnnlib
 from notebooks import code, notebooks, read
 
-# Exports that no chapter uses, each with its reason.
+# Exports that no chapter names, each with its reason.
 _RESULT = "what a function returns or takes: met in every chapter, named in none"
-_CLASSES = "for class probabilities: the chapter on classification is to come"
-_NOISE = "the chapter on noise in a network is to come"
 OUTSIDE_THE_BOOK: dict[str, str] = {
     "data.Quintic": _RESULT,
     "data.Scaling": _RESULT,
     "nets.Likelihood": _RESULT,
     "nets.LossAudit": _RESULT,
     "nets.Moments": _RESULT,
-    "nets.Posterior": _RESULT,
     "nets.Prior": _RESULT,
     "predictive.Moments": _RESULT,
-    "nets.Convergence": _RESULT,
-    "nets.Distilled": _RESULT,
     "variational.CaviMixture": _RESULT,
     "variational.CaviNormal": _RESULT,
     "variational.CaviNormalGamma": _RESULT,
+    "variational.Estimate": _RESULT,
+    "variational.Evidence": _RESULT,
+    "variational.Family": _RESULT,
+    "variational.Fit": _RESULT,
+    "variational.GradientVariance": _RESULT,
     "variational.MixtureBelief": _RESULT,
-    "nets.Bernoulli": _CLASSES,
-    "plot.reliability": _CLASSES,
-    "nets.HeteroscedasticGaussian": _NOISE,
     "metrics.crps": "part of `report`, which a chapter uses",
 }
 
