@@ -18,11 +18,38 @@ from bnnlib.nets import (
     Model,
     Posterior,
     StudentT,
+    ensemble,
+    full_rank,
+    hmc,
+    ivon,
     laplace,
+    low_rank,
+    map_estimate,
     mean_field,
+    nuts,
+    sghmc,
+    sgld,
+    swag,
 )
 
-METHODS = [mean_field, laplace]
+SHORT = {"steps": 1}
+CHAIN = {"draws": 4, "warmup": 2, "chains": 1}
+# Every method that takes (model, data), with settings that make it short.
+SETTINGS = {
+    map_estimate: SHORT,
+    laplace: SHORT,
+    mean_field: SHORT,
+    full_rank: SHORT,
+    low_rank: {"steps": 1, "rank": 1},
+    ivon: SHORT,
+    swag: {"steps": 4, "iterates": 4, "rank": 2, "batch_size": 4},
+    ensemble: {"steps": 1, "members": 2},
+    hmc: {**CHAIN, "leapfrog_steps": 2},
+    nuts: CHAIN,
+    sgld: CHAIN,
+    sghmc: {"draws": 2, "warmup": 2, "chains": 1, "cycles": 1, "cycle_steps": 4},
+}
+METHODS = list(SETTINGS)
 
 
 class Watched(nn.Linear):
@@ -68,7 +95,7 @@ def test_the_watch_works():
     """On good data the watched network does report that training starts: the tests below can fail."""
     for method in METHODS:
         with pytest.raises(AssertionError, match="training started"):
-            method(watched(), (X, Y), steps=1, progress=False)
+            method(watched(), (X, Y), progress=False, **SETTINGS[method])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -256,7 +283,7 @@ def test_files_that_are_no_posterior(tmp_path):
 def warned(model: Model, data, method=mean_field) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        method(model, data, steps=2, progress=False)
+        method(model, data, progress=False, **SETTINGS[method])
     return [str(w.message) for w in caught]
 
 
