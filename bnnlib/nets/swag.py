@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
@@ -102,8 +104,9 @@ def swag(
             "smaller batch_size, or a loader with one"
         )
     if start is None:
-        found = map_estimate(model, data, steps=steps, progress=progress, device=device)
-        start = found.mean
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "[xy] has root mean square")  # `prepare` has said it
+            start = map_estimate(model, data, steps=steps, progress=progress, device=device).mean
     if start.shape != (model.size,):
         raise ValueError(f"start has shape {tuple(start.shape)}; expected ({model.size},), all unknowns of the model")
     loss = NegativeLogJoint(model if target == home else model.to(target))
