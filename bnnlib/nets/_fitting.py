@@ -17,10 +17,10 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
 )
-from tqdm import tqdm
 
 from bnnlib.data import Scaling, Standardized, check_pair
 from bnnlib.nets.model import Model
+from bnnlib.variational._loop import progress_bar
 
 __all__ = ["Data", "batches", "prepare", "progress_bar"]
 
@@ -89,12 +89,6 @@ def batches(data: Prepared, device: torch.device) -> Iterator[tuple[Tensor, Tens
     while True:
         for x, y in data.loader:
             yield x.to(device), y.to(device)
-
-
-def progress_bar(steps: int, name: str, show: bool) -> tqdm[int]:
-    """A bar on stderr, silent when `show` is False or the environment says TQDM_DISABLE=1."""
-    quiet: dict[str, bool] = {} if show else {"disable": True}
-    return tqdm(range(steps), desc=name, leave=False, mininterval=0.2, **quiet)
 
 
 def _points(loader: DataLoader[Any]) -> Sequence[int]:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bnnlib.nets._fitting import progress_bar
 from bnnlib.nets.model import Model
 from bnnlib.nets.workspace import Workspace
+from bnnlib.variational._loop import descend as adam
 
 __all__ = ["NegativeLogJoint", "check_finite", "check_positive", "check_whole", "descend", "report_interrupt"]
+
+_REMEDY = "standardised data (bnnlib.data.Standardized), or a prior that keeps the noise away from zero"
 
 
 class NegativeLogJoint:
@@ -86,8 +88,9 @@ def descend(
     lr: float,
     decay: float,
     progress: bool,
+    members: int | None = None,
 ) -> tuple[Tensor, bool]:
-    """Take Adam's steps on w, in place.
+    """Take Adam's steps on w, in place, by the loop that the variational fits use.
 
     Parameters
     ----------
@@ -99,35 +102,34 @@ def descend(
     Returns
     -------
     tuple
-        The losses of the steps that were done, on the CPU, and whether the keyboard interrupted them.
+        The losses of the steps that were done, (steps,) or (steps, members), on the CPU, and whether the keyboard
+        interrupted them.
 
     Raises
     ------
     FloatingPointError
         The loss or w became NaN or infinite.
     """
-    optimizer = torch.optim.Adam([w], lr=lr, fused=True)
-    record: list[Tensor] = []
-    constant = steps - int(decay * steps)
-    interrupted = False
-    try:
-        for step in progress_bar(steps, name, progress):
-            record.append(gradient())
-            if step >= constant:
-                optimizer.param_groups[0]["lr"] = lr * (steps - step) / (steps - constant + 1)
-            optimizer.step()
-            if (step + 1) % 100 == 0:
-                check_finite(record[-100:], step - 99, lr)
-    except ValueError:
-        check_finite(record, 0, lr)  # a NaN that torch's own checks of arguments met first
-        raise
-    except KeyboardInterrupt:
-        interrupted = True
-        report_interrupt(name, len(record), steps)
-    check_finite(record, 0, lr)
+    record = w.detach().new_zeros((steps, members or 1))
+
+    def step(_: int, row: Tensor) -> None:
+        row.copy_(gradient())
+
+    done, interrupted = adam(
+        step,
+        [w],
+        record,
+        lr=lr,
+        decay=decay,
+        name=name,
+        progress=progress,
+        remedy=_REMEDY,
+        stacklevel=4,
+    )
     if not bool(torch.isfinite(w).all()):
-        raise FloatingPointError(f"w has NaN or infinite values after step {len(record) - 1}; try a smaller lr")
-    return torch.stack(record).cpu() if record else torch.zeros(0, dtype=w.dtype), interrupted
+        raise FloatingPointError(f"w has NaN or infinite values after step {done - 1}; try a smaller lr (now {lr})")
+    losses = record[:done].cpu()
+    return (losses if members else losses[:, 0]), interrupted
 
 
 def report_interrupt(name: str, done: int, steps: int) -> None:
@@ -143,8 +145,7 @@ def check_finite(losses: list[Tensor], first: int, lr: float) -> None:
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
         raise FloatingPointError(
-            f"the loss is {losses[at].sum().item()} at step {first + at}; try a smaller lr (now {lr}), standardised "
-            "data (bnnlib.data.Standardized), or a prior that keeps the noise away from zero"
+            f"the loss is {losses[at].sum().item()} at step {first + at}; try a smaller lr (now {lr}), {_REMEDY}"
         )
 
 

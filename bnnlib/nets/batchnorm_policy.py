@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bnnlib.batchnorm import BatchNorm
 
-__all__ = ["CHOICES", "apply_policy", "is_batchnorm", "looks_at_the_batch"]
+__all__ = ["CHOICES", "apply_policy", "is_batchnorm", "looks_at_the_batch", "replaced"]
 
 CHOICES = {
     "frozen": "the statistics stay as they were trained",
@@ -57,7 +57,7 @@ def apply_policy(net: nn.Module, policy: str | None, reestimate_on: Tensor | Non
         return net
     for name, module in _layers(net):
         new = _group_norm(name, module) if policy == "group" else _ReferenceNorm(module)
-        net = _replaced(net, name, new)
+        net = replaced(net, name, new)
     if reestimate_on is not None:
         _attach(net, reestimate_on)
     return net
@@ -68,7 +68,8 @@ def _layers(net: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in net.named_modules() if is_batchnorm(module)]
 
 
-def _replaced(net: nn.Module, name: str, new: nn.Module) -> nn.Module:
+def replaced(net: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """Put `new` in the place of the module of that name, in place; of the net itself, return it."""
     if not name:
         return new
     parent, _, child = name.rpartition(".")

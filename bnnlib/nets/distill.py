@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Dirichlet, Normal
+from torch.distributions import Categorical, Dirichlet, Gamma, Normal
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
@@ -71,7 +71,7 @@ class Distilled:
         `dirichlet` has the same without them.
         """
         if self.classes:
-            return Predictive(Categorical(probs=draw(self.dirichlet(x), draws, generator), validate_args=False))
+            return Predictive(Categorical(logits=_log_draws(self.dirichlet(x), draws, generator), validate_args=False))
         with torch.no_grad():
             mean, epistemic, aleatoric = _moments(self.net(self._inputs(x)))
         scaling = self.scaling
@@ -188,6 +188,17 @@ def _share(net: nn.Module, w: Tensor) -> None:
         p.data = w[start : start + p.numel()].view_as(p)
         p.grad = w.grad[start : start + p.numel()].view_as(p)
         start += p.numel()
+
+
+def _log_draws(dirichlet: Dirichlet, n: int, generator: torch.Generator | None) -> Tensor:
+    """Logarithms of n draws, up to a constant each, by G(a) = G(a + 1) U^(1/a).
+
+    For a small a the gamma variable itself is zero in any float, and torch then gives every class the same share.
+    """
+    a = dirichlet.concentration.double()
+    gamma = draw(Gamma(a + 1, torch.ones_like(a), validate_args=False), n, generator)
+    u = torch.rand(gamma.shape, generator=generator, dtype=a.dtype, device=a.device)
+    return (gamma.log() + torch.log1p(-u) / a).log_softmax(-1).to(dirichlet.concentration)
 
 
 def _gather(x: Tensor | DataLoader[Any]) -> Tensor:

@@ -126,7 +126,9 @@ def ensemble(
         x, y, weights, moves = next(stream)
         return loss(x, y, prepared.n / len(x), weights, moves)
 
-    record, interrupted = descend("ensemble", loss.w, gradient, steps=steps, lr=lr, decay=decay, progress=progress)
+    record, interrupted = descend(
+        "ensemble", loss.w, gradient, steps=steps, lr=lr, decay=decay, progress=progress, members=members
+    )
     return Posterior(
         model=model,
         distribution=Empirical(loss.w.detach().to(model.device).clone()),

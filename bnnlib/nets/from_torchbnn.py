@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import Independent, Normal
 from torch.nn.utils import skip_init
 
+from bnnlib.nets.batchnorm_policy import replaced
 from bnnlib.nets.likelihoods import Likelihood
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
@@ -61,7 +62,7 @@ def from_torchbnn(model: nn.Module, likelihood: Likelihood) -> Posterior:
                 prior[key] = Normal(*torch.tensor([module.prior_mu, module.prior_sigma], dtype=torch.float64))
                 with torch.no_grad():
                     getattr(plain, part).copy_(mu)
-            net = _put(net, name, plain)
+            net = replaced(net, name, plain)
         elif type(module).__module__.startswith("torchbnn"):
             raise ValueError(f"{name} is a {type(module).__name__}, which has no counterpart here")
         else:
@@ -96,14 +97,6 @@ def _plain(module: Any, name: str) -> nn.Module:
         **like,  # whatever else padding_mode says, torchbnn pads with zeros
     )
     return conv
-
-
-def _put(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    if not name:
-        return module
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, module)
-    return net
 
 
 def _freeze(module: nn.Module) -> None:

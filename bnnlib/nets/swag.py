@@ -9,9 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor

@@ -53,10 +53,8 @@ def descend(
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
     constant = steps - int(decay * steps)
     done = 0
-    quiet: dict[str, bool] = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
-    bar = tqdm(range(steps), desc=name.replace("_", " "), leave=False, mininterval=0.2, **quiet)
     try:
-        for i in bar:
+        for i in progress_bar(steps, name.replace("_", " "), progress):
             step(i, record[i])
             if i >= constant:
                 optimizer.param_groups[0]["lr"] = lr * (steps - i) / (steps - constant + 1)
@@ -74,6 +72,12 @@ def descend(
         )
         return done, True
     return done, False
+
+
+def progress_bar(steps: int, name: str, show: bool) -> tqdm[int]:
+    """A bar on stderr, silent when `show` is False or the environment says TQDM_DISABLE=1."""
+    quiet: dict[str, bool] = {} if show else {"disable": True}
+    return tqdm(range(steps), desc=name, leave=False, mininterval=0.2, **quiet)
 
 
 def check_finite(record: Tensor, lr: float, remedy: str) -> None:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnnlib.data import Standardized
 from bnnlib.nets import Bernoulli, Categorical, Gaussian, Model, Posterior, StudentT, distill, laplace
-from bnnlib.nets.distill import _divergences
+from bnnlib.nets.distill import Distilled, _divergences
 
 # One-hot inputs: a linear student has numbers of its own for each of them, and can be exact.
 TABLE = torch.eye(6, dtype=torch.float64)
@@ -154,3 +154,25 @@ def test_a_diverging_run_names_its_step():
 
     with pytest.raises(FloatingPointError, match="step 3"):
         distill(normal_posterior(Gaussian(scale=0.3), 1), TABLE, Breaks(), steps=50, progress=False)
+
+
+class Says(nn.Module):
+    def __init__(self, log_precision):
+        super().__init__()
+        self.f = torch.tensor([0.5, 0.3, 0.2]).log().tolist() + [log_precision]
+
+    def forward(self, x):
+        return torch.tensor(self.f).expand(len(x), 4)
+
+
+@pytest.mark.parametrize("log_precision", [-14.0, -6.0, -3.0, 0.0, 3.0])
+def test_draws_are_right_at_every_precision(log_precision):
+    """Source: the Dirichlet's moments, and its mutual information by the digamma function."""
+    student, x = Distilled(Says(log_precision), True), torch.zeros(1, 1)
+    told = student.predict(x, draws=40_000, generator=torch.Generator().manual_seed(0))
+    p, size = torch.tensor([0.5, 0.3, 0.2]), torch.tensor(log_precision).exp()
+    assert (told.probs[0] - p).abs().max() < 5 * 0.5 / 40_000**0.5
+    torch.testing.assert_close(told.epistemic_var[0], p * (1 - p) / (size + 1), rtol=0, atol=5 * 0.5 / 40_000**0.5)
+    noise = torch.digamma(size + 1) - (p * torch.digamma(p * size + 1)).sum()
+    wanted = -(p * p.log()).sum() - noise
+    assert abs(told.mutual_information[0] - wanted) < 5 * 0.5 / 40_000**0.5
