@@ -2,17 +2,21 @@
 
 import base64
 import json
+import math
 import re
 import subprocess
 import sys
 import zipfile
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch.distributions import Beta, Normal
 
 from bnnlib.widgets import batchnorm, normal_density, posterior_update, two_directions
+from bnnlib.widgets.two_directions import _reverse_optimum
 from notebooks import ROOT
 
 PRIOR = Normal(5.0, 0.5)
@@ -212,3 +216,24 @@ def test_scripts_and_styles_are_in_the_wheel(tmp_path):
     here = {p.relative_to(ROOT).as_posix() for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {"bnnlib/widgets/widget.css", "bnnlib/widgets/js/kit.js"} <= here
     assert sorted(here - set(zipfile.ZipFile(wheel).namelist())) == []
+
+
+@pytest.mark.parametrize("apart", [0.0, 1.0, 3.9, 4.0, 6.0])
+def test_the_picture_of_two_directions_has_the_best_reverse_fit(apart):
+    """Source: scipy's minimiser on the integral by quadrature, from both kinds of start."""
+    z, weight = np.polynomial.hermite_e.hermegauss(80)
+    weight = weight / weight.sum()
+
+    def divergence(at):
+        x = at[0] + math.exp(at[1]) * z
+        log_p = np.logaddexp(*(-0.5 * ((x - side * apart / 2) / 0.7) ** 2 for side in (-1, 1)))
+        return -(log_p * weight).sum() - at[1]
+
+    found = [
+        minimize(divergence, start, method="Nelder-Mead", options={"xatol": 1e-9})
+        for start in ((0, 0.5), (apart / 2, -0.4))
+    ]
+    best = min(found, key=lambda f: f.fun).x
+    centre, sd = _reverse_optimum(apart, 0.7)
+    assert abs(centre) == pytest.approx(abs(best[0]), abs=0.01)
+    assert sd == pytest.approx(math.exp(best[1]), abs=0.01)

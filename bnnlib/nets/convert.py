@@ -41,7 +41,7 @@ def bayesian(
         A trained network; it is not changed.
     layers
         Whose parameters are unknown. None: all. "last": those of the last module that has any. Or names and patterns
-        of modules or parameters: "conv1", "encoder.*", "*.bias".
+        of modules or parameters: ``"conv1"``, ``"encoder.*"``, ``"*.bias"``.
     scale
         Standard deviation of q for every entry, or a dict from names and patterns of parameters to standard
         deviations, which must cover all that is unknown. 0: the network itself, whose outputs are the trained one's.

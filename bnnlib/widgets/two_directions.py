@@ -106,8 +106,33 @@ def two_directions(
         wide = normal(0, math.hypot(mode_scale, apart / 2))
         ax.fill_between(grid, p, color="#6b6557", alpha=0.25, lw=0, label="p")
         ax.plot(grid, wide, "--", color="#b84900", lw=1.5, label=f"{texts['forward']} {texts['least']}")
+        centre, sd = _reverse_optimum(apart, mode_scale)
+        for side in {-centre, centre}:
+            label = f"{texts['reverse']} {texts['least']}" if side == centre else None
+            ax.plot(grid, normal(side, sd), ":", color="#0a62a9", lw=1.8, label=label)
         ax.plot(grid, normal(m, s), color="#333333", lw=2.5, label=texts["normal"])
         ax.set(xlim=ends, ylim=(0, None), yticks=[])
         ax.legend(frameon=False, fontsize=8)
 
     return widget("two_directions", given, LABELS, labels, draw)
+
+
+def _reverse_optimum(apart: float, mode_scale: float) -> tuple[float, float]:
+    """Centre (not negative) and sd of the normal with the smallest KL(q || p), by a grid that is refined."""
+    z = np.linspace(-8, 8, 401)
+    weight = np.exp(-0.5 * z**2)
+    weight /= weight.sum()
+
+    def divergence(m: np.ndarray, s: np.ndarray) -> np.ndarray:
+        x = m[:, None, None] + s[None, :, None] * z
+        log_p = np.logaddexp(*(-0.5 * ((x - side * apart / 2) / mode_scale) ** 2 for side in (-1, 1)))
+        cross: np.ndarray = -(log_p * weight).sum(-1) - np.log(s)  # KL up to a constant
+        return cross
+
+    low, high = np.array([0.0, 0.3 * mode_scale]), np.array([apart / 2, mode_scale + apart / 2])
+    for _ in range(4):
+        centres, sds = (np.linspace(a, b, 31) for a, b in zip(low, high, strict=True))
+        i, j = np.unravel_index(divergence(centres, sds).argmin(), (31, 31))
+        best, step = np.array([centres[i], sds[j]]), (high - low) / 15
+        low, high = np.maximum(best - step, [0.0, 0.1 * mode_scale]), best + step
+    return float(best[0]), float(best[1])

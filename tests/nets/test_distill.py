@@ -159,7 +159,7 @@ def test_a_diverging_run_names_its_step():
 class Says(nn.Module):
     def __init__(self, log_precision):
         super().__init__()
-        self.f = torch.tensor([0.5, 0.3, 0.2]).log().tolist() + [log_precision]
+        self.f = [*torch.tensor([0.5, 0.3, 0.2]).log().tolist(), log_precision]
 
     def forward(self, x):
         return torch.tensor(self.f).expand(len(x), 4)
