@@ -24,6 +24,9 @@ const look = {
       if (!img.complete || img.naturalWidth === 0) bad.push("not loaded: " + name);
       const alt = (img.getAttribute("alt") || "").trim();
       if (!alt || alt.includes(name.split("/").pop())) bad.push("no description: " + name);
+      // In a folded solution a figure has no size.
+      const stretch = img.clientWidth * img.naturalHeight / (img.clientHeight * img.naturalWidth);
+      if (img.clientHeight && Math.abs(stretch - 1) > 0.02) bad.push("out of proportion: " + name);
     }
     return bad;
   },
