@@ -25,9 +25,6 @@ __all__ = [
     "ascend",
     "chain_posterior",
     "check_finite",
-    "check_fraction",
-    "check_positive",
-    "check_whole",
     "metric",
     "noise",
     "on_host",
@@ -276,27 +273,6 @@ def chain_posterior(
 
 
 # settings ------------------------------------------------------------------------------------------
-
-
-def check_whole(least: int, **settings: int) -> None:
-    """Raise unless every setting is a whole number of at least `least`."""
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
-
-
-def check_positive(**settings: float) -> None:
-    """Raise unless every setting is a positive, finite number."""
-    for name, value in settings.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def check_fraction(**settings: float) -> None:
-    """Raise unless every setting lies strictly between 0 and 1."""
-    for name, value in settings.items():
-        if not 0 < value < 1:
-            raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
 
 
 def check_finite(value: Tensor, step: int, method: str, advice: str) -> None:

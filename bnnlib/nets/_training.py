@@ -13,7 +13,7 @@ from bnnlib.nets.model import Model
 from bnnlib.nets.workspace import Workspace
 from bnnlib.variational._loop import descend as adam
 
-__all__ = ["NegativeLogJoint", "check_finite", "check_positive", "check_whole", "descend", "report_interrupt"]
+__all__ = ["NegativeLogJoint", "check_finite", "descend", "report_interrupt"]
 
 _REMEDY = "standardised data (bnnlib.data.Standardized), or a prior that keeps the noise away from zero"
 
@@ -147,19 +147,3 @@ def check_finite(losses: list[Tensor], first: int, lr: float) -> None:
         raise FloatingPointError(
             f"the loss is {losses[at].sum().item()} at step {first + at}; try a smaller lr (now {lr}), {_REMEDY}"
         )
-
-
-def check_whole(least: int = 1, **settings: int) -> None:
-    """Raise ValueError for a setting that is no whole number, or below `least`."""
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
-
-
-def check_positive(decay: float = 0.0, **settings: float) -> None:
-    """Raise ValueError for a setting that is not positive and finite, or a decay outside [0, 1]."""
-    for name, value in settings.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay is a part of the steps, between 0 and 1, got {decay}")

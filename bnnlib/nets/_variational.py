@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnnlib._settings import check_positive, check_whole
 from bnnlib.nets._fitting import Prepared, batches
 from bnnlib.nets.estimators import KINDS, SampledOutputs
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
 from bnnlib.nets.workspace import Workspace
-from bnnlib.variational._checks import check_count, check_positive
 from bnnlib.variational._loop import check_settings, descend
 from bnnlib.variational.families import NormalFamily
 
@@ -43,8 +43,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_settings(self.steps, self.lr, self.draws, self.decay)
-        check_positive("init_scale", self.init_scale)
-        check_count("warmup", self.warmup, 0)
+        check_positive(init_scale=self.init_scale)
+        check_whole(0, warmup=self.warmup)
         if not 0 <= self.kl_weight < float("inf"):
             raise ValueError(f"kl_weight must not be negative, got {self.kl_weight}; 1 is the ELBO")
         if self.warmup >= self.steps:

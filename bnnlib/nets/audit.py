@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass
 from numbers import Integral
 
+from bnnlib._settings import check_positive
+
 __all__ = ["LossAudit", "audit_loss"]
 
 _LOSSES = {
@@ -116,8 +118,7 @@ def audit_loss(
     for name, count in (("n", n), ("size", size), ("outputs", outputs)):
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise ValueError(f"{name} must be a whole number, at least 1, got {count}")
-    if not 0 < kl_weight < math.inf:
-        raise ValueError(f"kl_weight must be positive and finite, got {kl_weight}")
+    check_positive(kl_weight=kl_weight)
     kind, reduction = _LOSSES[loss]
     per_nat = kl_weight / size if kl_reduction == "mean" else kl_weight
     data = n * outputs if reduction == "mean" else 1

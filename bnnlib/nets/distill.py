@@ -26,8 +26,9 @@ from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
 from bnnlib._random import draw
+from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.data import Scaling
-from bnnlib.nets._training import check_positive, check_whole, descend
+from bnnlib.nets._training import descend
 from bnnlib.nets.likelihoods import Bernoulli as BernoulliLikelihood
 from bnnlib.nets.likelihoods import Categorical as CategoricalLikelihood
 from bnnlib.nets.posterior import Posterior
@@ -154,7 +155,8 @@ def distill(
         The loss became NaN or infinite; the message names the step.
     """
     check_whole(steps=steps, batch=batch, draws=draws)
-    check_positive(decay, lr=lr)
+    check_positive(lr=lr)
+    check_part(decay=decay)
     inputs = posterior._inputs(_gather(x))
     if isinstance(posterior.model.likelihood, BernoulliLikelihood):
         raise TypeError("a student of yes-or-no answers is not there yet; use Categorical with two classes")

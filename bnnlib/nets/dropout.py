@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnnlib._random import _borrowed as borrowed
+from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.nets._fitting import Data, Prepared, batches, prepare
 from bnnlib.nets._masks import find_masks
-from bnnlib.nets._training import NegativeLogJoint, check_positive, check_whole, descend
+from bnnlib.nets._training import NegativeLogJoint, descend
 from bnnlib.nets.masked import Masked
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
@@ -81,7 +82,8 @@ def dropout(
         The loss became NaN or infinite; the message names the step.
     """
     check_whole(steps=steps)
-    check_positive(decay, lr=lr)
+    check_positive(lr=lr)
+    check_part(decay=decay)
     grid = None if p is None else [p] if isinstance(p, float | int) else list(p)
     _check_grid(grid, held_out)
     prepared = prepare(model, data)

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from bnnlib._random import _borrowed as borrowed
 from bnnlib._random import standard_normal
+from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.nets._fitting import Data, Prepared, batches, prepare
 from bnnlib.nets._members import Members
-from bnnlib.nets._training import check_positive, check_whole, descend
+from bnnlib.nets._training import descend
 from bnnlib.nets.empirical import Empirical
 from bnnlib.nets.likelihoods import Gaussian
 from bnnlib.nets.mixture import MixturePosterior, mixture
@@ -101,7 +102,8 @@ def ensemble(
         A member's loss became NaN or infinite; the message names the step.
     """
     check_whole(members=members, steps=steps)
-    check_positive(decay, lr=lr)
+    check_positive(lr=lr)
+    check_part(decay=decay)
     if start not in _STARTS:
         raise ValueError(f"start is one of {', '.join(map(repr, _STARTS))}, got {start!r}")
     if settings is not None and method is None:

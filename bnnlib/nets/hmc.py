@@ -16,19 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bnnlib._settings import check_fraction, check_positive, check_whole
 from bnnlib.nets._fitting import Data, prepare, progress_bar
-from bnnlib.nets._sampling import (
-    Density,
-    ascend,
-    chain_posterior,
-    check_finite,
-    check_fraction,
-    check_positive,
-    check_whole,
-    noise,
-    on_host,
-    starts,
-)
+from bnnlib.nets._sampling import Density, ascend, chain_posterior, check_finite, noise, on_host, starts
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
 

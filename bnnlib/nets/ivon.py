@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.nets._fitting import Data, batches, prepare, progress_bar
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
@@ -191,16 +192,12 @@ class _State:
 def _check_settings(
     steps: int, lr: float, beta1: float, beta2: float, init_curvature: float, kl_weight: float, decay: float
 ) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number, at least 1, got {steps}")
-    for name, positive in (("lr", lr), ("init_curvature", init_curvature), ("kl_weight", kl_weight)):
-        if not 0 < positive < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {positive}")
+    check_whole(steps=steps)
+    check_positive(lr=lr, init_curvature=init_curvature, kl_weight=kl_weight)
     for name, part in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= part < 1:
             raise ValueError(f"{name} says how much of the past is kept, at least 0 and below 1, got {part}")
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay is a part of the steps, between 0 and 1, got {decay}")
+    check_part(decay=decay)
 
 
 def _check_finite(record: Tensor, state: _State, done: int, lr: float) -> None:

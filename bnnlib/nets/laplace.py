@@ -18,6 +18,7 @@ import warnings
 import torch
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from bnnlib._settings import check_positive, check_whole
 from bnnlib.nets._fitting import Data, Prepared, prepare, progress_bar
 from bnnlib.nets._laplace_full import FullState as _State
 from bnnlib.nets._laplace_kronecker import KroneckerState
@@ -156,11 +157,10 @@ def _check_settings(structure: str, steps: int | None, burn_in: int | None, lr: 
     if structure != "full" and structure not in _LAYERS:
         raise ValueError(f"structure is 'full', {', '.join(map(repr, _LAYERS))}; got {structure!r}")
     full = structure == "full"
-    for name, whole in (("steps", steps), ("burn_in", burn_in)):
-        least = 1 if name == "steps" and full else 0
-        if whole is not None and (isinstance(whole, bool) or not isinstance(whole, int) or whole < least):
-            raise ValueError(f"{name} must be a whole number, at least {least}, got {whole}")
-    if not 0 < lr < float("inf"):
-        raise ValueError(f"lr must be positive and finite, got {lr}")
+    if steps is not None:
+        check_whole(1 if full else 0, steps=steps)
+    if burn_in is not None:
+        check_whole(0, burn_in=burn_in)
+    check_positive(lr=lr)
     count = steps if steps is not None else 300 if full else 3000
     return count, burn_in if burn_in is not None else 60 if full else count // 2

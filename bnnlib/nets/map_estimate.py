@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 
+from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.nets._fitting import Data, batches, prepare
-from bnnlib.nets._training import NegativeLogJoint, check_positive, check_whole, descend
+from bnnlib.nets._training import NegativeLogJoint, descend
 from bnnlib.nets.empirical import Empirical
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
@@ -68,7 +69,8 @@ def map_estimate(
         The loss became NaN or infinite; the message names the step.
     """
     check_whole(steps=steps)
-    check_positive(decay, lr=lr)
+    check_positive(lr=lr)
+    check_part(decay=decay)
     prepared = prepare(model, data)
     target = torch.device(device) if device is not None else model.device
     loss = NegativeLogJoint(model if target == model.device else model.to(target))

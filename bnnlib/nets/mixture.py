@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from bnnlib._random import draw
+from bnnlib._settings import check_whole
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import READERS, Posterior, about, from_content, read
 from bnnlib.predictive import Moments, Predictive
@@ -99,8 +100,7 @@ class MixturePosterior(Posterior):
         return replace(self, model=model, members=members)
 
     def _each(self, draws: int) -> int:
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-            raise ValueError(f"draws must be a whole number, at least 1, got {draws}")
+        check_whole(draws=draws)
         return max(1, draws // len(self.members))
 
     def _content(self) -> dict[str, Any]:

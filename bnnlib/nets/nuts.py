@@ -15,17 +15,9 @@ from torch import Tensor
 from tqdm import TqdmWarning
 
 from bnnlib._random import _borrowed
+from bnnlib._settings import check_fraction, check_whole
 from bnnlib.nets._fitting import Data, prepare, progress_bar
-from bnnlib.nets._sampling import (
-    Density,
-    ascend,
-    chain_posterior,
-    check_finite,
-    check_fraction,
-    check_whole,
-    on_host,
-    starts,
-)
+from bnnlib.nets._sampling import Density, ascend, chain_posterior, check_finite, on_host, starts
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from bnnlib._random import draw
+from bnnlib._settings import check_whole
 from bnnlib.data import Scaling
 from bnnlib.nets.empirical import Empirical
 from bnnlib.nets.gauss_newton import LowRankPrecision
@@ -77,7 +78,7 @@ class Posterior:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n parameter vectors, shape (n, P). From a set of values they are picked as evenly as can be."""
-        _check_draws(n)
+        check_whole(draws=n)
         return draw(self.distribution, n, generator).to(self.model.dtype)
 
     def functions(self, x: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -115,7 +116,7 @@ class Posterior:
         Predictive
             In the original units of y.
         """
-        _check_draws(draws)
+        check_whole(draws=draws)
         inputs = self._inputs(x)
         if self.linearized:
             return linearized_predictive(self.model, self.distribution, inputs, draws, generator, *self._units())
@@ -128,7 +129,7 @@ class Posterior:
         In closed form where there is one: linearised posteriors, and factorised normals over a net
         with one hidden ReLU layer. Else the draws are streamed and forgotten.
         """
-        _check_draws(draws)
+        check_whole(draws=draws)
         if self.linearized:
             return self.predict(x, draws=draws, generator=generator).moments
         inputs = self._inputs(x)
@@ -156,7 +157,7 @@ class Posterior:
 
     def _outputs(self, x: Tensor, draws: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Network outputs (S, N, outputs) and noise coordinates (S, M) of S draws, one preallocated result each."""
-        _check_draws(draws)
+        check_whole(draws=draws)
         draws = self._at_most(draws)
         net = Workspace(self.model)
         with torch.no_grad():
@@ -263,11 +264,6 @@ def read(content: Mapping[str, Any], model: Model) -> Posterior:
 
 # Kinds of posterior that are read in a way of their own: those made of others.
 READERS: dict[str, Callable[[Mapping[str, Any], Model], Posterior]] = {}
-
-
-def _check_draws(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"draws must be a whole number, at least 1, got {n}")
 
 
 def _base(distribution: Distribution) -> Distribution:

@@ -16,18 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from bnnlib._settings import check_positive, check_whole
 from bnnlib.nets._fitting import Data, batches, prepare, progress_bar
-from bnnlib.nets._sampling import (
-    Density,
-    ascend,
-    chain_posterior,
-    check_finite,
-    check_positive,
-    check_whole,
-    metric,
-    noise,
-    starts,
-)
+from bnnlib.nets._sampling import Density, ascend, chain_posterior, check_finite, metric, noise, starts
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
+from bnnlib._settings import check_positive, check_whole
 from bnnlib.nets._fitting import Data, Prepared, batches, prepare, progress_bar
-from bnnlib.nets._training import NegativeLogJoint, check_finite, check_positive, check_whole, report_interrupt
+from bnnlib.nets._training import NegativeLogJoint, check_finite, report_interrupt
 from bnnlib.nets.map_estimate import map_estimate
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior

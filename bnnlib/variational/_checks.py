@@ -13,24 +13,6 @@ LogJoint = Callable[[Tensor], Tensor]
 ESTIMATORS = ("reparameterised", "score", "analytic_entropy")
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise unless `value` is a whole number, at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise unless `value` is positive and finite."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def check_part(name: str, value: float) -> None:
-    """Raise unless `value` is a part of something, between 0 and 1."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a part of the steps, between 0 and 1, got {value}")
-
-
 def check_estimator(estimator: str) -> None:
     """Raise unless the name is one of `ESTIMATORS`."""
     if estimator not in ESTIMATORS:

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bnnlib.variational._checks import check_count, check_part, check_positive
+from bnnlib._settings import check_part, check_positive, check_whole
 
 
 def check_settings(steps: int, lr: float, draws: int, decay: float) -> None:
     """Raise unless the settings that all fits share are sound."""
-    check_count("steps", steps)
-    check_count("draws", draws)
-    check_positive("lr", lr)
-    check_part("decay", decay)
+    check_whole(steps=steps, draws=draws)
+    check_positive(lr=lr)
+    check_part(decay=decay)
 
 
 def descend(

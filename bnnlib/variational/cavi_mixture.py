@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Dirichlet, MixtureSameFamily, MultivariateNormal, kl_divergence
 
+from bnnlib._settings import check_positive
 from bnnlib.normal._checks import cholesky
 from bnnlib.variational.cavi_normal import check_loop
 
@@ -251,9 +252,7 @@ def _check(x: Tensor, components: int, concentration: float, count: float) -> No
         raise ValueError("x holds NaN or infinite values; remove or impute them first")
     if isinstance(components, bool) or not isinstance(components, int) or not 1 <= components <= len(x):
         raise ValueError(f"components must be a whole number from 1 to N = {len(x)}, got {components}")
-    for name, value in (("concentration", concentration), ("count", count)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+    check_positive(concentration=concentration, count=count)
 
 
 def _check_start(start: Tensor, n: int, components: int) -> Tensor:

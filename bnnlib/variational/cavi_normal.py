@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Gamma, MultivariateNormal, Normal
 
+from bnnlib._settings import check_whole
 from bnnlib.bayes._checks import check_data, check_prior
 from bnnlib.bayes.normals import NormalGamma
 from bnnlib.normal._checks import cholesky
@@ -241,7 +242,6 @@ def _check_blocks(blocks: Sequence[Sequence[int]] | None, size: int) -> list[Ten
 
 
 def check_loop(sweeps: int, tol: float) -> None:
-    if isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 1:
-        raise ValueError(f"sweeps must be a whole number, at least 1, got {sweeps}")
+    check_whole(sweeps=sweeps)
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be finite and not negative, got {tol}")

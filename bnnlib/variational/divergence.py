@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 from torch.distributions import kl_divergence as torch_kl
 
 from bnnlib._random import draw
-from bnnlib.variational._checks import check_count
+from bnnlib._settings import check_whole
 from bnnlib.variational._draws import reparameterised
 
 __all__ = ["Estimate", "kl"]
@@ -144,7 +144,7 @@ def _same_kind(q: Distribution, p: Distribution) -> tuple[Distribution, Distribu
 
 
 def _by_draws(q: Distribution, p: Distribution, draws: int, generator: torch.Generator | None) -> Estimate:
-    check_count("draws", draws, 2)
+    check_whole(2, draws=draws)
     z = reparameterised(q, draws, generator) if q.has_rsample else draw(q, draws, generator)
     inside = cast(Any, p.support).check(z)
     if bool(inside.all()):

@@ -10,14 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bnnlib._random import draw
-from bnnlib.variational._checks import (
-    LogJoint,
-    check_count,
-    check_estimator,
-    check_gradient,
-    check_single,
-    evaluate,
-)
+from bnnlib._settings import check_whole
+from bnnlib.variational._checks import LogJoint, check_estimator, check_gradient, check_single, evaluate
 from bnnlib.variational._draws import reparameterised
 from bnnlib.variational.families import Family
 
@@ -71,7 +65,7 @@ def elbo(
 
     Source: Jordan et al. (1999); Kingma and Welling (2014); Ranganath, Gerrish and Blei (2014).
     """
-    check_count("draws", draws)
+    check_whole(draws=draws)
     check_estimator(estimator)
     if isinstance(q, Family):
         q = q.distribution()
@@ -95,7 +89,7 @@ def _score(
     if baseline is None:
         level: Tensor | float = 0.0
     elif baseline == "leave_one_out":
-        check_count("draws (for the leave-one-out baseline)", draws, 2)
+        check_whole(2, **{"draws (for the leave-one-out baseline)": draws})
         level = (value.sum() - value) / (draws - 1)
     elif isinstance(baseline, str):
         raise ValueError(f'baseline is a number, "leave_one_out" or None, got {baseline!r}')

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bnnlib._random import draw
-from bnnlib.variational._checks import LogJoint, check_count, check_single, evaluate
+from bnnlib._settings import check_whole
+from bnnlib.variational._checks import LogJoint, check_single, evaluate
 from bnnlib.variational.families import Family
 
 __all__ = ["Evidence", "importance_evidence"]
@@ -77,7 +78,7 @@ def importance_evidence(
 
     Source: Owen (2013), chapter 9.
     """
-    check_count("draws", draws, 2)
+    check_whole(2, draws=draws)
     if isinstance(q, Family):
         q = q.distribution()
     check_single(q)

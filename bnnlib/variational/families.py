@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
-from bnnlib.variational._checks import check_count
+from bnnlib._settings import check_whole
 
 __all__ = ["Family", "FullRank", "LowRank", "MeanField"]
 
@@ -70,7 +70,7 @@ class NormalFamily(Family):
     def __init__(
         self, size: int, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0, *, dtype: torch.dtype | None = None
     ) -> None:
-        check_count("size", size)
+        check_whole(size=size)
         self.size = size
         self.loc, self.log_scale = start(size, loc, scale, dtype)
         self.parameters = [self.loc, self.log_scale]
@@ -222,7 +222,7 @@ class LowRank(_Correlated):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(size, loc, scale, dtype=dtype)
-        check_count("rank", rank)
+        check_whole(rank=rank)
         if rank > size:
             raise ValueError(f"rank is {rank}, more than the {size} unknowns; take FullRank({size})")
         self.rank = rank

@@ -23,7 +23,7 @@ from torch.distributions import (
 )
 
 from bnnlib._random import standard_normal
-from bnnlib.variational._checks import check_count
+from bnnlib._settings import check_whole
 from bnnlib.variational.families import Family, start
 
 __all__ = ["Flow"]
@@ -57,9 +57,9 @@ class Flow(Family):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_count("size (of a flow, which moves one part by another)", size, 2)
-        check_count("layers", layers)
-        check_count("hidden", hidden)
+        check_whole(2, **{"size (of a flow, which moves one part by another)": size})
+        check_whole(layers=layers)
+        check_whole(hidden=hidden)
         self.size = size
         self.loc, self.log_scale = start(size, loc, scale, dtype)
         self.networks = []

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
-from bnnlib.variational._checks import LogJoint, check_count
+from bnnlib._settings import check_whole
+from bnnlib.variational._checks import LogJoint
 from bnnlib.variational.elbo import elbo
 from bnnlib.variational.families import Family
 
@@ -69,8 +70,8 @@ def gradient_variance(
     ValueError
         draws or repeats too small, and all that `elbo` raises.
     """
-    check_count("draws", draws)
-    check_count("repeats", repeats, 2)
+    check_whole(draws=draws)
+    check_whole(2, repeats=repeats)
     named = _Copy(q)
     estimates = []
     for _ in range(repeats):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from bnnlib._random import _borrowed, standard_normal
+from bnnlib._settings import check_whole
 from bnnlib.normal import positive
 
 __all__ = ["VAE"]
@@ -71,9 +72,9 @@ class VAE(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, whole in (("size", size), ("latent", latent), *(("hidden", h) for h in hidden)):
-            if isinstance(whole, bool) or not isinstance(whole, int) or whole < 1:
-                raise ValueError(f"{name} must be a whole number, at least 1, got {whole}")
+        check_whole(size=size, latent=latent)
+        for units in hidden:
+            check_whole(hidden=units)
         if likelihood not in LIKELIHOODS:
             raise ValueError(f'likelihood is "bernoulli" or "gaussian", got {likelihood!r}')
         self.size, self.latent, self.likelihood = size, latent, likelihood
@@ -202,8 +203,7 @@ def _dense(sizes: tuple[int, ...]) -> nn.Sequential:
 
 def _reparameterised(q: Independent[Normal], draws: int, generator: torch.Generator | None) -> Tensor:
     """loc + scale * eps, shape (draws, B, latent)."""
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"the number of draws must be a whole number, at least 1, got {draws}")
+    check_whole(draws=draws)
     normal = q.base_dist
     eps = standard_normal((draws, *normal.loc.shape), normal.loc, generator)
     z: Tensor = normal.loc + normal.scale * eps
