@@ -71,3 +71,17 @@ def test_solutions_are_folded_and_open(open_page, host):
         assert not inside.is_visible()
         solution.locator("p.admonition-title").click()
         inside.wait_for(state="visible")
+
+
+def test_drawing_code_is_folded_and_opens(open_page, host):
+    """A cell that only draws shows its figure; its code comes on demand, by mouse and by key."""
+    page = open_page(f"{host}nets/regression.html").page
+    folds = page.locator("details.hide")
+    assert folds.count() > 0
+    for i, fold in enumerate(folds.all()):
+        code, summary = fold.locator("pre"), fold.locator("summary")
+        assert not code.is_visible()
+        assert fold.locator("xpath=..").locator("img").is_visible()
+        assert "Code of this figure" in summary.inner_text()
+        summary.click() if i % 2 else summary.press("Enter")
+        code.wait_for(state="visible")
