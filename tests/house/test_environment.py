@@ -20,6 +20,12 @@ PIP = next(entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, 
 LINES = (ROOT / "constraints.txt").read_text("utf8").splitlines()
 PINS = {canonicalize_name(r.name): r for r in (Requirement(line) for line in LINES if not line.startswith("#"))}
 INSTALLED_EXTRAS = ["book", "test"]
+NO_DEPS = [
+    Requirement(line)
+    for line in (ROOT / "tests/reference/no_deps.txt").read_text("utf8").splitlines()
+    if not line.startswith("#")
+]
+LEFT_OUT = "torchvision"
 DIRECT = [Requirement(r) for r in [*PROJECT["dependencies"], *(r for extra in EXTRAS.values() for r in extra)]]
 INSTALLED = [
     Requirement(r) for r in [*PROJECT["dependencies"], *(r for extra in INSTALLED_EXTRAS for r in EXTRAS[extra])]
@@ -60,20 +66,38 @@ def test_every_requirement_is_pinned_within_its_bounds(requirement):
     assert pinned(requirement) in requirement.specifier
 
 
-@pytest.mark.parametrize("requirement", INSTALLED, ids=str)
+@pytest.mark.parametrize("requirement", [*INSTALLED, *NO_DEPS], ids=str)
 def test_the_installed_version_is_the_pinned_one(requirement):
     assert version(requirement.name).split("+")[0] == pinned(requirement)
 
 
-def test_everything_that_they_need_is_pinned_too():
-    needed, queue = set(), [canonicalize_name(requirement.name) for requirement in INSTALLED]
+def closure(requirements: list[Requirement]) -> set[str]:
+    """They and all that they need, by what the installed packages say."""
+    needed, queue = set(), [canonicalize_name(requirement.name) for requirement in requirements]
     while queue:
         name = queue.pop()
-        if name not in needed:
+        if name not in needed | {LEFT_OUT}:
             needed.add(name)
             wanted = (Requirement(line) for line in requires(name) or [])
             queue += [canonicalize_name(r.name) for r in wanted if not r.marker or r.marker.evaluate({"extra": ""})]
-    assert sorted(needed - set(PINS)) == []
+    return needed
+
+
+def test_everything_that_they_need_is_pinned_too():
+    assert sorted(closure([*INSTALLED, *NO_DEPS]) - set(PINS)) == []
+
+
+def test_what_is_installed_without_its_requirements_lacks_one_only():
+    """pip does not look after these: the list is the closure itself, less what the other line installs."""
+    named = {canonicalize_name(requirement.name) for requirement in NO_DEPS}
+    assert named == closure([Requirement("laplace-torch")]) - closure(INSTALLED)
+    assert LEFT_OUT not in PINS
+
+
+def test_the_second_install_line_is_told_as_it_is_run():
+    [line] = re.findall(r"pip install -q+ (--no-deps .*)", (ROOT / "Makefile").read_text("utf8"))
+    for told in ("environment.yml", "tests/reference/no_deps.txt"):
+        assert f"pip install {line}\n" in (ROOT / told).read_text("utf8")
 
 
 def test_pins_are_exact_and_name_no_local_build():

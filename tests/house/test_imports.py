@@ -6,7 +6,20 @@ import sys
 
 import pytest
 
-HEAVY = ["arviz", "jax", "pandas", "pyro", "scipy", "seaborn", "sklearn", "statsmodels", "torchbnn"]
+HEAVY = [
+    "arviz",
+    "ivon",
+    "jax",
+    "laplace",
+    "pandas",
+    "posteriors",
+    "pyro",
+    "scipy",
+    "seaborn",
+    "sklearn",
+    "statsmodels",
+    "torchbnn",
+]
 
 # What an import could change behind the reader's back, once the libraries below it are there.
 STATE = """
