@@ -4,12 +4,20 @@ The teacher's prediction at x has a mean and a spread, and the spread has two pa
 the KL divergence of what they are moments of:
 
     regression   KL(N(m, t^2) || N(m', t'^2))  +  KL(N(0, e^2) || N(0, e'^2)),      t^2 = e^2 + a^2
-    classes      KL(p || p')                   +  KL(N(0, e^2) || N(0, e'^2)),      e^2 = sum_c Var[p_c]
+    classes      KL(p || p')                   +  KL(N(0, r) || N(0, r')),          r = v / sum_c p_c (1 - p_c)
 
-with m the mean, e the epistemic and a the aleatoric standard deviation, p the class probabilities; a prime marks the
-student. For classes the student's answer is a Dirichlet distribution with mean p' and total variance e'^2 =
-sum_c p'_c (1 - p'_c) / (A' + 1). Zero means equal moments. Sources: Korattikara et al. (2015) for the teacher,
-Malinin, Mlodozeniec and Gales (2020) for keeping both kinds of uncertainty.
+with m the mean, e the epistemic and a the aleatoric standard deviation, p the class probabilities, v = sum_c Var[p_c],
+and r the epistemic share of all their variance, between 0 and 1; a prime marks the student. For classes the student's
+answer is a Dirichlet distribution with mean p' and precision A', and r' = 1 / (A' + 1). Zero means equal moments.
+
+Why the share r and not v: a Dirichlet has v' = sum_c p'_c (1 - p'_c) / (A' + 1). A student a little surer of the class
+than its teacher cannot reach v at any precision; with v in the loss its A' runs to zero, where no gradient calls it
+back. The share can always be reached, and asks the same when p' = p.
+The denominator is summed without the largest p: as 1 - sum p^2 it is rounding where the teacher is nearly certain, and
+a few such points would pull every A' down.
+
+Sources: Korattikara et al. (2015) for the teacher, Malinin, Mlodozeniec and Gales (2020) for keeping both kinds of
+uncertainty.
 """
 
 from __future__ import annotations
@@ -36,7 +44,7 @@ from bnnlib.predictive import Predictive
 
 __all__ = ["Distilled", "distill"]
 
-_FLOOR = 1e-4  # smallest standard deviation, in standardised units: a teacher may be sure of something
+_FLOOR = 1e-4  # smallest standard deviation, in standardised units or of a share: a teacher may be sure of something
 
 
 @dataclass(frozen=True, repr=False)
@@ -215,13 +223,21 @@ def _gather(x: Tensor | DataLoader[Any]) -> Tensor:
 
 
 def _targets(teacher: Posterior, x: Tensor, draws: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-    """Moments of the teacher at standardised inputs: (mean, epistemic, aleatoric), or (probabilities, variance)."""
+    """Moments of the teacher at standardised inputs: (mean, epistemic, aleatoric), or (probabilities, share)."""
     plain = replace(teacher, scaling=None)
     if isinstance(teacher.model.likelihood, CategoricalLikelihood):
         predictive = plain.predict(x, draws=draws, generator=generator)
-        return predictive.probs, predictive.epistemic_var.sum(-1).clamp_min(_FLOOR**2)
+        share = predictive.epistemic_var.sum(-1) / _doubt(predictive.probs)
+        return predictive.probs, share.clamp(_FLOOR**2, 1)
     m = plain.moments(x, draws=draws, generator=generator)
     return m.mean, m.epistemic.clamp_min(_FLOOR), m.aleatoric.clamp_min(_FLOOR)
+
+
+def _doubt(p: Tensor) -> Tensor:
+    """sum_c p_c (1 - p_c), from all but the largest: one minus a p that is nearly one would be rounding."""
+    rest = p.sort(-1).values[..., :-1]
+    s = rest.sum(-1)
+    return (s * (2 - s) - rest.square().sum(-1)).clamp_min(torch.finfo(p.dtype).tiny)
 
 
 def _moments(f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,12 +248,10 @@ def _moments(f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _divergences(f: Tensor, target: tuple[Tensor, ...], classes: bool) -> tuple[Tensor, Tensor]:
     """The loss's two terms at each point, (N,)."""
     if classes:
-        p, var = target
+        p, share = target
         log_q = f[..., :-1].log_softmax(-1)
-        q = log_q.exp()
         prediction = (torch.special.xlogy(p, p) - p * log_q).sum(-1)
-        own = (1 - q.square().sum(-1)).clamp_min(1e-12) / (f[..., -1].exp() + 1)
-        return prediction, _spread_kl(var, own)
+        return prediction, _spread_kl(share, (-f[..., -1]).sigmoid())
     mean, epistemic, aleatoric = target
     own_mean, own_epistemic, own_aleatoric = _moments(f)
     total, own_total = epistemic**2 + aleatoric**2, own_epistemic**2 + own_aleatoric**2

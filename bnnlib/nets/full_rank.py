@@ -1,8 +1,10 @@
 """Variational inference with a full covariance: one normal over all of w, fitted by the ELBO.
 
-    q(w) = N(w | loc, L L^T),     L = diag(s) (I + C),  C strictly lower triangular
+    q(w) = N(w | loc, L L^T),     L = diag(s) (I + u C),  C strictly lower triangular,  u = min(1, 10 / P)
 
-It sees that weights depend on each other, for P (P + 3) / 2 numbers instead of 2 P: for small networks.
+It sees that weights depend on each other, for P (P + 3) / 2 numbers instead of 2 P: for small networks. Each number in
+C carries the noise of Adam's steps, and a variance of q sums up to P of them. The factor u keeps that sum small;
+without it the larger family would end with the lower bound.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def full_rank(
     model, data
         As for `mean_field`.
     steps, lr, draws, kl_weight, warmup, init_scale, decay, generator, progress, device
-        As for `mean_field`.
+        As for `mean_field`. Start from the weights of `map_estimate`, or give a warm-up of a tenth of the steps: from a
+        fresh network without one the fit may call the curve noise and stay there.
 
     Returns
     -------

@@ -35,7 +35,7 @@ def ivon(
     steps: int = 5000,
     lr: float = 0.1,
     beta1: float = 0.9,
-    beta2: float = 0.9995,
+    beta2: float | None = None,
     init_curvature: float = 1.0,
     kl_weight: float = 1.0,
     decay: float = 0.5,
@@ -55,9 +55,14 @@ def ivon(
     steps
         Number of steps, one gradient each.
     lr
-        Step size in units of init_curvature: the first steps are lr * gradient, later ones Newton's.
+        Step size in units of init_curvature: the first steps are lr * gradient, later ones lr * init_curvature of
+        Newton's. The default is for a fresh network, which has far to go. From one that is already trained a third
+        to a half of it is calmer: one draw's gradient is noisy, and long steps lose units for good.
     beta1, beta2
-        How slowly the means of gradient and curvature move; the curvature remembers about 1 / (1 - beta2) steps.
+        How slowly the means of gradient and curvature move; the curvature remembers M = 1 / (1 - beta2) steps. It
+        has to forget init_curvature, which takes several M: a run of only a few M ends with the q of its start, far
+        too narrow. With a small M the curvature is noisy, and too large on average. None: M is a tenth of the steps,
+        at least 20 and at most 2,000 (beta2 = 0.9995).
     init_curvature
         Where h starts, a curvature of the mean loss of a point. Large: a narrow q and short steps at first.
     kl_weight
@@ -81,6 +86,8 @@ def ivon(
         The loss became NaN or infinite; the message names the step.
     """
     _check_settings(steps, lr, beta1, beta2, init_curvature, kl_weight, decay)
+    if beta2 is None:
+        beta2 = 1 - 1 / min(max(steps / 10, 20), 2000)
     prepared = prepare(model, data)
     home = model.device
     target = torch.device(device) if device is not None else home
@@ -190,12 +197,12 @@ class _State:
 
 
 def _check_settings(
-    steps: int, lr: float, beta1: float, beta2: float, init_curvature: float, kl_weight: float, decay: float
+    steps: int, lr: float, beta1: float, beta2: float | None, init_curvature: float, kl_weight: float, decay: float
 ) -> None:
     check_whole(steps=steps)
     check_positive(lr=lr, init_curvature=init_curvature, kl_weight=kl_weight)
     for name, part in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= part < 1:
+        if part is not None and not 0 <= part < 1:
             raise ValueError(f"{name} says how much of the past is kept, at least 0 and below 1, got {part}")
     check_part(decay=decay)
 

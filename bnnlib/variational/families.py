@@ -4,7 +4,7 @@ Each has flat parameters and a scale for each entry, so that a step of the optim
 for an entry of any size:
 
     mean field    z = loc + s * e                        e ~ N(0, I),  s = exp(log_scale)
-    full rank     z = loc + s * (e + C e)                C strictly lower triangular
+    full rank     z = loc + s * (e + u C e)              C strictly lower triangular,  u = min(1, 10 / D)
     low rank      z = loc + s * (e + C h)                h ~ N(0, I) of length rank
 
 The gradients are written by hand beside the formulas, for steps that must be fast; `distribution()`
@@ -136,9 +136,10 @@ class MeanField(NormalFamily):
 
 
 class _Correlated(NormalFamily):
-    """z = loc + s * (e + C h), with h = e for the full covariance."""
+    """z = loc + s * (e + u C h), with h = e for the full covariance."""
 
     mix: Tensor
+    pace = 1.0  # u
 
     def prepare(self) -> None:
         super().prepare()
@@ -146,21 +147,22 @@ class _Correlated(NormalFamily):
 
     def pull(self, slope: Tensor) -> None:
         super().pull(slope)
-        _grad(self.mix).addr_(slope * self._s, self._h)
+        _grad(self.mix).addr_(slope * self._s, self._h, alpha=self.pace)
 
     def spread(self, precision: Tensor, weight: float = 1.0) -> Tensor:
         c = len(precision)
         own = (self._s[:c] * self._s[:c]).mul_(precision)
-        ratio = own * (1 + self.mix[:c].square().sum(-1))  # variance * precision
+        ratio = own * (1 + self.pace**2 * self.mix[:c].square().sum(-1))  # variance * precision
         _grad(self.log_scale)[:c].add_(ratio, alpha=weight)
-        _grad(self.mix)[:c].add_(own[:, None] * self.mix[:c], alpha=weight)
+        _grad(self.mix)[:c].add_(own[:, None] * self.mix[:c], alpha=self.pace**2 * weight)
         return 0.5 * ratio.sum()
 
 
 class FullRank(_Correlated):
-    """A normal with any covariance S (I + C)(I + C)^T S, S = diag(s). D (D + 3) / 2 parameters.
+    """A normal with any covariance S (I + u C)(I + u C)^T S, S = diag(s). D (D + 3) / 2 parameters.
 
-    Parameters are those of `MeanField`; C starts at zero.
+    Parameters are those of `MeanField`; C starts at zero. The pace u = min(1, 10 / D) makes Adam's steps in u C short:
+    under its noise each entry gets a variance in proportion to its step, and a variance of z has up to D of them.
 
     Raises
     ------
@@ -177,11 +179,12 @@ class FullRank(_Correlated):
                 f"a full covariance of {size} unknowns has {size * (size + 1) // 2:,} numbers; above {_LARGEST_FULL:,} "
                 "unknowns take a low rank"
             )
+        self.pace = min(1.0, 10 / size)
         self.mix = self.loc.new_zeros((size, size)).requires_grad_()
         self.parameters.append(self.mix)
 
     def distribution(self, *, validate_args: bool = False) -> Distribution:
-        unit = self.mix.tril(-1) + torch.eye(self.size, dtype=self.loc.dtype, device=self.loc.device)
+        unit = self.pace * self.mix.tril(-1) + torch.eye(self.size, dtype=self.loc.dtype, device=self.loc.device)
         return MultivariateNormal(self.loc, scale_tril=self.scale[:, None] * unit, validate_args=validate_args)
 
     def begin(self, weight: float = 1.0) -> Tensor:
@@ -191,7 +194,7 @@ class FullRank(_Correlated):
 
     def draw_into(self, out: Tensor, generator: torch.Generator | None) -> None:
         self._h.normal_(generator=generator)
-        torch.addmv(self._h, self.mix, self._h, out=self._unit)
+        torch.addmv(self._h, self.mix, self._h, alpha=self.pace, out=self._unit)
         torch.mul(self._s, self._unit, out=self._move)
         torch.add(self.loc, self._move, out=out)
 

@@ -1,5 +1,7 @@
 """The Bayesian teacher: a student that can represent the teacher's moments learns them exactly."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnnlib.data import Standardized
 from bnnlib.nets import Bernoulli, Categorical, Gaussian, Model, Posterior, StudentT, distill, laplace
-from bnnlib.nets.distill import Distilled, _divergences
+from bnnlib.nets.distill import Distilled, _divergences, _doubt
 
 # One-hot inputs: a linear student has numbers of its own for each of them, and can be exact.
 TABLE = torch.eye(6, dtype=torch.float64)
@@ -69,12 +71,44 @@ def test_the_loss_is_the_two_divergences():
     torch.testing.assert_close(prediction, first[:, 0], rtol=1e-10, atol=1e-12)
     second = kl_divergence(Normal(0.0, epistemic), Normal(0.0, own[1]))
     torch.testing.assert_close(spread, second[:, 0], rtol=1e-10, atol=1e-12)
-    p, var = torch.randn(5, 2).double().softmax(-1), torch.rand(5).double() / 10
-    prediction, spread = _divergences(f, (p, var), classes=True)
+    p, share = torch.randn(5, 2).double().softmax(-1), torch.rand(5).double()
+    prediction, spread = _divergences(f, (p, share), classes=True)
     q = torch.distributions.Categorical(logits=f[:, :2])
     torch.testing.assert_close(prediction, kl_divergence(torch.distributions.Categorical(probs=p), q))
-    total = Dirichlet(q.probs * f[:, 2:].exp()).variance.sum(-1)
-    torch.testing.assert_close(spread, kl_divergence(Normal(0.0, var.sqrt()), Normal(0.0, total.sqrt())))
+    own = Dirichlet(q.probs * f[:, 2:].exp()).variance.sum(-1) / (q.probs * (1 - q.probs)).sum(-1)
+    torch.testing.assert_close(spread, kl_divergence(Normal(0.0, share.sqrt()), Normal(0.0, own.sqrt())))
+
+
+class Surer(nn.Module):
+    """Surer of class 0 than its teacher, whatever it is taught; only its precision can learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_precision = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        logits = torch.tensor([9.0, 0.0, 0.0], dtype=torch.float64).expand(len(x), 3)
+        return torch.cat([logits, self.log_precision.expand(len(x), 1)], -1)
+
+
+def test_a_student_surer_than_its_teacher_keeps_the_precision():
+    """Source: the teacher's precision, sum p (1 - p) / sum Var[p] - 1. Its variance is out of the student's reach."""
+    teacher, x = normal_posterior(Categorical(), 3), TABLE[:1]
+    said = teacher.predict(x, draws=500, generator=seeded())
+    var, room = said.epistemic_var.sum(), (said.probs * (1 - said.probs)).sum()
+    p = torch.tensor([9.0, 0.0, 0.0]).softmax(-1)
+    assert (p * (1 - p)).sum() < 0.1 * var
+    student = distill(teacher, x, Surer(), steps=1000, lr=0.05, draws=500, generator=seeded(), progress=False)
+    torch.testing.assert_close(student.dirichlet(x).concentration.sum(), room / var - 1, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_doubt_left_by_a_sure_teacher_is_not_rounded_away(dtype):
+    """Source: exact fractions. 1 - sum p^2 in float32 gives 0 or 1.2e-7 for the second."""
+    rows = [[0.5, 0.3, 0.2], [1 - 3e-9, 1e-9, 2e-9], [1.0, 0.0, 0.0]]
+    exact = [0.62, float(2 * Fraction("3e-9") - Fraction("9e-18") - Fraction("5e-18")), 0.0]
+    found = _doubt(torch.tensor(rows, dtype=dtype))
+    torch.testing.assert_close(found, torch.tensor(exact, dtype=dtype), rtol=1e-6, atol=1e-30)
 
 
 def test_units_are_those_of_the_data():
