@@ -21,15 +21,27 @@ def _borrowed(generator: torch.Generator | None) -> Iterator[None]:
         yield
 
 
+def place(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    """Where to draw: where the generator is. One of the CPU serves tensors of any device, with the same numbers."""
+    return like.device if generator is None else generator.device
+
+
+def fill_normal(out: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Fill `out` with independent N(0, 1) numbers, in place."""
+    if generator is None or generator.device == out.device:
+        return out.normal_(generator=generator)
+    return out.copy_(torch.empty_like(out, device=generator.device).normal_(generator=generator))
+
+
 def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Independent N(0, 1) numbers with the dtype and device of `like`, filled row by row.
 
     Row by row, so that n draws made at once equal n draws made one after the other.
     """
-    out = torch.empty(shape, dtype=like.dtype, device=like.device)
+    out = torch.empty(shape, dtype=like.dtype, device=place(generator, like))
     for row in out.reshape(shape[0], -1):
         row.normal_(generator=generator)
-    return out
+    return out.to(like.device)
 
 
 class FromNoise(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, StudentT
 
 from bnnlib._crps import normal_crps, student_crps
-from bnnlib._random import draw
+from bnnlib._random import draw, place
 from bnnlib._student import student_bound, student_tail
 
 __all__ = ["Moments", "Predictive"]
@@ -257,14 +257,16 @@ class Predictive:
         if n < 1:
             raise ValueError(f"sample needs at least one draw, got n={n}")
         c, batch = self.components, self.components.batch_shape
-        device = self._component_mean.device
-        pick = torch.randint(self.draws, (n,), generator=generator, device=device)
+        home, device = self._component_mean.device, place(generator, self._component_mean)
+        pick = torch.randint(self.draws, (n,), generator=generator, device=device).to(home)
         if isinstance(c, Normal | StudentT):
             loc, scale = c.loc.expand(batch)[pick], c.scale.expand(batch)[pick]
             if isinstance(c, Normal):
-                return loc + scale * torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=device)
+                noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=device)
+                return loc + scale * noise.to(home)
             # Bailey (1994): an exact Student-t from two uniforms.
-            u, v = torch.rand(2, *loc.shape, generator=generator, dtype=loc.dtype, device=device).clamp_min(1e-12)
+            uniform = torch.rand(2, *loc.shape, generator=generator, dtype=loc.dtype, device=device)
+            u, v = uniform.to(home).clamp_min(1e-12)
             df = c.df.expand(batch)[pick]
             student: Tensor = (df * (u ** (-2 / df) - 1)).sqrt() * torch.cos(2 * math.pi * v)
             return loc + scale * student

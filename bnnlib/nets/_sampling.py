@@ -29,6 +29,7 @@ __all__ = [
     "noise",
     "on_host",
     "starts",
+    "stiffness",
 ]
 
 Forward = Callable[[Tensor, Tensor], Tensor]
@@ -137,12 +138,15 @@ def _forward(model: Model) -> Forward:
 
 
 def _dense_layers(net: nn.Module) -> list[tuple[str, Callable[[Tensor], Tensor] | None]] | None:
-    """Names of the Linear layers and the in-place activation after each, if `net` is nothing but these in a row."""
+    """Names of the Linear layers and the in-place activation after each, if `net` is nothing but these in a row.
+
+    None also where a weight or bias is constant: it is then no part of w.
+    """
     if type(net) is not nn.Sequential:
         return None
     found: list[tuple[str, Callable[[Tensor], Tensor] | None]] = []
-    for name, layer in net.named_children():
-        if layer._forward_hooks or layer._forward_pre_hooks:
+    for name, layer in net._modules.items():  # named_children() would leave out an activation's second place
+        if layer is None or layer._forward_hooks or layer._forward_pre_hooks or layer._buffers:
             return None
         if type(layer) is nn.Linear:
             found.append((name, None))
@@ -161,7 +165,7 @@ def starts(model: Model, chains: int, start: Tensor | None, generator: torch.Gen
             raise ValueError(f"start must have shape (chains, unknowns) = ({chains}, {model.size}), got {shape}")
         if not bool(torch.isfinite(start).all()):
             raise ValueError("start has NaN or infinite entries")
-        return start.detach().clone()
+        return start.detach().to(model.start()).clone()
     w = model.start().repeat(chains, 1)
     w[:, : model.net_size] = model.prior.sample(chains, on_host(generator)).to(w)
     return w
@@ -227,12 +231,17 @@ def metric(
             squares += product.square().mean(0) / rounds
         sizes = [s.numel() for s in density.model.shapes.values()] + [1] * density.model.likelihood.unknown_size
         m = torch.cat([part.mean().rsqrt().expand_as(part) for part in squares.split(sizes)])
-    v, lengths = noise(tuple(w.shape), w, generator), []
+    return m, stiffness(density, w, batch, m, noise(tuple(w.shape), w, generator), rounds)
+
+
+def stiffness(density: Density, w: Tensor, batch: Batch, m: Tensor, v: Tensor, rounds: int) -> Tensor:
+    """Largest eigenvalue of M^1/2 H M^1/2 at w by power iteration from v (C, P): (C,)."""
+    lengths = []
     for _ in range(rounds):
         v = v / v.norm(dim=-1, keepdim=True)
         v = m.sqrt() * density.hessian_times(m.sqrt() * v, w, *batch())
         lengths.append(v.norm(dim=-1))
-    return m, torch.stack(lengths[rounds // 2 :]).amax(0)
+    return torch.stack(lengths[rounds // 2 :]).amax(0)
 
 
 def chain_posterior(
@@ -245,16 +254,18 @@ def chain_posterior(
     scaling: Scaling | None,
     planned: int,
     last: Tensor,
+    reached: str | None = None,
 ) -> Posterior:
     """Draws (D, C, P) as a posterior: chain after chain, each in its order.
 
-    Where nothing was kept before an interrupt, the states `last` (C, P) are all there is.
+    Where nothing was kept before an interrupt, the states `last` (C, P) are all there is. `reached` says how far an
+    interrupted run came where the draws a chain do not.
     """
-    interrupted = len(kept) < planned
+    interrupted = reached is not None or len(kept) < planned
     values = kept if len(kept) else last.unsqueeze(0)
     if interrupted:
         what = f"{len(kept)} of {planned} draws a chain" if len(kept) else "the warm-up: its last states are no draws"
-        warnings.warn(f"{method} was interrupted after {what}; the result is what was reached", stacklevel=3)
+        warnings.warn(f"{method} was interrupted after {reached or what}; the result is what was reached", stacklevel=3)
     draws, chains = values.shape[:2]
     flat = values.transpose(0, 1).reshape(draws * chains, -1).to(device=model.device, dtype=model.dtype)
     return Posterior(

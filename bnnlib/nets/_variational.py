@@ -129,38 +129,39 @@ class Nelbo:
             self.prior_loc = model.prior.loc.to(family.loc)
             scale = model.prior.scale.to(family.loc)
             self.prior_precision = scale**-2
+            self.centred = not bool(self.prior_loc.any())
+            self.shift, self.pull = torch.empty_like(self.prior_loc), torch.empty_like(self.prior_loc)
             self.constant = float(scale.log().sum()) + 0.5 * self.closed * math.log(2 * math.pi)
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor, ratio: float, weight: float, record: Tensor) -> None:
         """Leave the gradient in the parameters' grad, and (nll, kl) in `record`."""
         family = self.family
-        record.zero_()
+        nll, kl = record.zero_().unbind()
         if not self.alone:
             self.grad_loc.zero_()
-        record[1] -= family.begin(weight)
+        kl.sub_(family.begin(weight))
         for _ in range(self.draws):
-            self._one_draw(x, y, ratio / self.draws, weight / self.draws, record)
+            nll.add_(self._one_draw(x, y, ratio / self.draws, weight / self.draws, kl))
         if self.closed:
-            self._closed_cross_entropy(weight, record)
+            self._closed_cross_entropy(weight, kl)
         family.end()
 
-    def _one_draw(self, x: Tensor, y: Tensor, ratio: float, weight: float, record: Tensor) -> None:
+    def _one_draw(self, x: Tensor, y: Tensor, ratio: float, weight: float, kl: Tensor) -> Tensor:
+        """Add the gradient at one draw; return its share of the misfit, and add to `kl` what has no closed form."""
         net = self.net
         self.family.draw_into(net.w, self.generator)
-        net.grad.zero_()
         if self.outputs is None:
-            with torch.enable_grad():
-                nll = self.model.likelihood.log_likelihood(net(x), y, net.u) * -ratio
-                nll.backward()
+            nll = net.misfit(x, y, ratio)
         else:
+            net.grad.zero_()
             nll = self._sampled_outputs(self.outputs, x, y, ratio)
-        record[0] += nll.detach()
         if self.closed < self.family.size:
-            self._open_cross_entropy(weight, record)
+            self._open_cross_entropy(weight, kl)
         if not self.alone:
             self.grad_loc.add_(net.grad)
         self.family.pull(net.grad)
+        return nll
 
     def _sampled_outputs(self, outputs: SampledOutputs, x: Tensor, y: Tensor, ratio: float) -> Tensor:
         """Noise in the outputs, not in the weights: the gradients in loc and scale come without a draw of w."""
@@ -175,9 +176,9 @@ class Nelbo:
         family.log_scale.grad.add_(slopes[1])
         if len(net.u):
             net.grad[self.model.net_size :] = slopes[2]
-        return nll
+        return nll.detach()
 
-    def _open_cross_entropy(self, weight: float, record: Tensor) -> None:
+    def _open_cross_entropy(self, weight: float, kl: Tensor) -> None:
         """-log p at the draw, for the entries whose prior is not normal."""
         c = self.closed
         rest = self.net.w[c:].detach().requires_grad_()
@@ -185,17 +186,18 @@ class Nelbo:
             log_prior = self._log_prior_of_rest(rest)
             (slope,) = torch.autograd.grad(log_prior, rest)
         self.net.grad[c:].sub_(slope, alpha=weight)
-        record[1] -= log_prior.detach() / self.draws
+        kl.sub_(log_prior.detach(), alpha=1 / self.draws)
 
     def _log_prior_of_rest(self, rest: Tensor) -> Tensor:
         size = self.model.net_size - self.closed
         log_p = self.model.likelihood.unknown_log_prior(rest[size:])
         return log_p if size == 0 else log_p + self.model.prior.log_prob(rest[:size])
 
-    def _closed_cross_entropy(self, weight: float, record: Tensor) -> None:
+    def _closed_cross_entropy(self, weight: float, kl: Tensor) -> None:
         """-E_q[log p] of the entries with a normal prior: squared distance and variance in units of the prior."""
-        c = self.closed
-        shift = self.family.loc[:c] - self.prior_loc
-        pull = shift * self.prior_precision
-        record[1] += 0.5 * torch.dot(shift, pull) + self.family.spread(self.prior_precision, weight) + self.constant
-        self.grad_loc[:c].add_(pull, alpha=weight)
+        loc = self.family.loc[: self.closed]
+        shift = loc if self.centred else torch.sub(loc, self.prior_loc, out=self.shift)
+        pull = torch.mul(shift, self.prior_precision, out=self.pull)
+        around = self.family.spread(self.prior_precision, weight)
+        kl.add_(torch.dot(shift, pull), alpha=0.5).add_(around + self.constant)
+        self.grad_loc[: self.closed].add_(pull, alpha=weight)

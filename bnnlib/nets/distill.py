@@ -33,7 +33,7 @@ from torch.distributions import Categorical, Dirichlet, Gamma, Normal
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
-from bnnlib._random import draw
+from bnnlib._random import draw, place
 from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.data import Scaling
 from bnnlib.nets._training import descend
@@ -179,7 +179,8 @@ def distill(
     def gradient() -> Tensor:
         assert w.grad is not None
         w.grad.zero_()
-        pick = torch.randint(len(inputs), (min(batch, len(inputs)),), generator=generator, device=inputs.device)
+        size, at = (min(batch, len(inputs)),), place(generator, inputs)
+        pick = torch.randint(len(inputs), size, generator=generator, device=at).to(inputs.device)
         rows = pick if batch < len(inputs) else slice(None)
         parts = _divergences(net(inputs[rows]), tuple(t[rows] for t in target), classes)
         loss = torch.stack([part.mean() for part in parts]).sum()
@@ -207,7 +208,7 @@ def _log_draws(dirichlet: Dirichlet, n: int, generator: torch.Generator | None) 
     """
     a = dirichlet.concentration.double()
     gamma = draw(Gamma(a + 1, torch.ones_like(a), validate_args=False), n, generator)
-    u = torch.rand(gamma.shape, generator=generator, dtype=a.dtype, device=a.device)
+    u = torch.rand(gamma.shape, generator=generator, dtype=a.dtype, device=place(generator, a)).to(a.device)
     return (gamma.log() + torch.log1p(-u) / a).log_softmax(-1).to(dirichlet.concentration)
 
 

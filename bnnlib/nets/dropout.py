@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnnlib._random import _borrowed as borrowed
+from bnnlib._random import place
 from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.nets._fitting import Data, Prepared, batches, prepare
 from bnnlib.nets._masks import find_masks
@@ -72,7 +73,8 @@ def dropout(
     -------
     Posterior
         Over `Masked` networks, with history `loss` in nats (with the masks of the step); in the diagnostics `p`, and
-        for a list the mean held-out negative log density of each, in the units that the network is trained in.
+        for a list the mean held-out negative log density of each, in the units that the network is trained in. An
+        interrupt from the keyboard returns the network that was being trained, marked as interrupted.
 
     Raises
     ------
@@ -92,6 +94,7 @@ def dropout(
     masks = find_masks(model, prepared.x[:2])
     fit = partial(_fit, model, generator=generator, steps=steps, lr=lr, decay=decay, progress=progress, device=device)
     chosen, scores = None if grid is None else grid[0], dict[float, float]()
+    trained: Posterior | None = None
     if grid is not None and len(grid) > 1:
         train, (x, y) = _split(prepared, held_out, generator)
         for value in grid:
@@ -101,7 +104,9 @@ def dropout(
             if trained.diagnostics["interrupted"]:
                 break
         chosen = min(scores, key=lambda value: scores[value])
-    trained = fit(prepared, masks, chosen)
+    # Who stops the search among the p wants no more steps: what is there was trained without the held-out points.
+    if trained is None or not trained.diagnostics["interrupted"]:
+        trained = fit(prepared, masks, chosen)
     found = {f"held_out_nll p={value:g}": score for value, score in scores.items()}
     return replace(trained, diagnostics={**trained.diagnostics, **found}, scaling=prepared.scaling)
 
@@ -147,7 +152,7 @@ def _fit(
 def _split(prepared: Prepared, part: float, generator: torch.Generator | None) -> tuple[Data, tuple[Tensor, Tensor]]:
     """Data to train on, in mini-batches where the data came in such, and a pair to look at."""
     x, y = prepared.everything()
-    order = torch.randperm(len(x), generator=generator).to(x.device)
+    order = torch.randperm(len(x), generator=generator, device=place(generator, x)).to(x.device)
     test, train = order.split([max(1, round(part * len(x))), len(x) - max(1, round(part * len(x)))])
     if prepared.loader is None:
         return (x[train], y[train]), (x[test], y[test])

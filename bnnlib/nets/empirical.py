@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from bnnlib._random import place
+
 __all__ = ["Empirical"]
 
 
@@ -62,6 +64,6 @@ class Empirical(Distribution):
         whole, rest = divmod(n, len(self.values))
         index = torch.arange(len(self.values), device=self.values.device).repeat(whole)
         if rest:
-            extra = torch.randperm(len(self.values), generator=generator, device=self.values.device)[:rest]
-            index = torch.cat([index, extra.sort().values])
+            order = torch.randperm(len(self.values), generator=generator, device=place(generator, self.values))
+            index = torch.cat([index, order[:rest].sort().values.to(index.device)])
         return self.values[index]

@@ -59,8 +59,8 @@ def ensemble(
     model
         What is unknown, its prior and its likelihood.
     data
-        A pair of tensors, a `Standardized`, or a `DataLoader`. For `bootstrap`, `randomised_prior` and `method` with
-        either, a loader is read once, as a whole, and its batch size kept.
+        A pair of tensors, a `Standardized`, or a `DataLoader`. For `bootstrap` and `randomised_prior` a loader is read
+        once, as a whole, and its batch size kept; but `method` is given a bootstrap sample as one pair of tensors.
     members
         How many, M.
     start
@@ -206,13 +206,13 @@ def _fixed_problems(
         weights = torch.stack([torch.bincount(_resampled(n, generator), minlength=n) for _ in range(members)])
         weights = weights.to(model.start())
     if randomised and isinstance(model.likelihood, Gaussian):
-        home = torch.zeros(0, dtype=model.dtype, device=generator.device if generator is not None else "cpu")
-        moves = standard_normal((members, *y.shape), home, generator).to(x.device)
+        moves = standard_normal((members, *y.shape), torch.zeros(0, dtype=model.dtype), generator).to(x.device)
     size = n if prepared.loader is None else min(n, len(prepared.x))
+    where = generator.device if generator is not None else None
 
     def endless() -> Iterator[Problem]:
         while True:
-            order = torch.randperm(n, generator=generator) if size < n else torch.arange(n)
+            order = torch.randperm(n, generator=generator, device=where) if size < n else torch.arange(n)
             for pick in order.to(x.device).split(size):
                 yield (
                     x[pick],

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from bnnlib._random import fill_normal, place
 from bnnlib.nets.model import Model
 
 __all__ = ["KINDS", "SampledOutputs", "noisy_forward"]
@@ -179,8 +180,12 @@ class _Pass:
 
 
 def _plain(layer: nn.Module) -> bool:
-    """A dense layer or convolution whose parameters are its weight and bias (not, say, a weight-normed one)."""
-    return type(layer) in _SAMPLED and {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}
+    """A dense layer or convolution whose parameters are its weight and bias (not, say, a weight-normed one).
+
+    One with a constant weight or bias is not: `now.of` would look for it among what is unknown.
+    """
+    own = {name for name, _ in layer.named_parameters()}
+    return type(layer) in _SAMPLED and "weight" in own and own <= {"weight", "bias"} and not layer._buffers
 
 
 def _map(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -191,7 +196,7 @@ def _map(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.empty_like(like, requires_grad=False).normal_(generator=generator)
+    return fill_normal(torch.empty_like(like, requires_grad=False), generator)
 
 
 def _drawn(loc: Tensor, scale: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -202,7 +207,8 @@ def _signs(like: Tensor, channels: int, generator: torch.Generator | None) -> Te
     """Plus or minus one for each example and channel, the same at all positions."""
     shape = [1] * like.dim()
     shape[0], shape[channels] = like.shape[0], like.shape[channels]
-    return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+    coin = torch.empty(shape, dtype=like.dtype, device=place(generator, like)).bernoulli_(0.5, generator=generator)
+    return coin.mul_(2).sub_(1).to(like.device)
 
 
 def _sqrt(variance: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def hmc(
     def potential(w: Tensor) -> tuple[Tensor, Tensor]:
         return density(w, x, y)
 
-    w = starts(work, chains, None if start is None else start.to(work.start()), generator)
+    w = starts(work, chains, start, generator)
     check_finite(potential(w)[0], 0, "hmc", _ADVICE)
     kept = w.new_empty((draws, chains, model.size))
     record = w.new_empty((draws, 2))
@@ -116,13 +116,13 @@ def hmc(
             run.move_to(ascend(density, w, lambda: (x, y, 1.0), 200))
         schedule = _windows(warmup)
         for i in progress_bar(warmup + draws * thin, "hmc", progress):
+            if i == warmup:
+                run.divergences = 0
             accept = run.step()
             if i < warmup:
                 run.adapt(accept, i, schedule)
             if i == warmup - 1:
                 run.freeze()
-            if i == warmup:
-                run.divergences = 0
             if i >= warmup and (i - warmup) % thin == thin - 1:
                 kept[done] = run.w
                 record[done, 0], record[done, 1] = accept.mean(), run.value.mean()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from bnnlib._random import fill_normal
 from bnnlib._settings import check_part, check_positive, check_whole
 from bnnlib.nets._fitting import Data, batches, prepare, progress_bar
 from bnnlib.nets.model import Model
@@ -162,18 +163,16 @@ class _State:
         """Draw w, leave the gradient of the loss there in net.grad; return -log p(D | w), estimated from the batch."""
         net = self.net
         torch.mul(self.total, self.strength, out=self.move_by).rsqrt_()
-        self.move_by.mul_(net.grad.normal_(generator=self.generator))  # s * eps, in memory that is free until backward
+        self.move_by.mul_(fill_normal(net.grad, self.generator))  # s * eps, in memory that is free until backward
         with torch.no_grad():
             torch.add(self.mean, self.move_by, out=net.w)
-        net.grad.zero_()
-        nll = self.model.likelihood.log_likelihood(net(x), y, net.u) * (-self.n / len(x))
-        nll.backward()
+        nll = net.misfit(x, y, self.n / len(x))
         if self.closed < len(self.mean):
             rest = net.w[self.closed :].detach().requires_grad_()
             (slope,) = torch.autograd.grad(self._log_prior_of_rest(rest), rest)
             net.grad[self.closed :].sub_(slope, alpha=self.kl_weight)
         net.grad.div_(self.n)
-        return nll.detach()
+        return nll
 
     def _log_prior_of_rest(self, rest: Tensor) -> Tensor:
         size = self.model.net_size - self.closed

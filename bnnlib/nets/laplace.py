@@ -76,8 +76,8 @@ def laplace(
         "full": largest number of Gauss-Newton steps, 300 if None. Else the number of Adam's steps, 3000 if
         None; 0 leaves a trained network's weights as they are ("last_layer" still takes its last layer to the mode).
     burn_in
-        First steps, in which prior and noise stay where they are: 60, or half of Adam's. Found too early, a
-        small evidence explains the signal as noise and the fit never recovers.
+        First steps, in which prior and noise stay where they are: half of them, for "full" at most 60. Found too
+        early, a small evidence explains the signal as noise and the fit never recovers.
     tolerance
         Stop when the log evidence has changed by less than this, in nats, over five steps of the "full" method.
     lr
@@ -163,4 +163,4 @@ def _check_settings(structure: str, steps: int | None, burn_in: int | None, lr: 
         check_whole(0, burn_in=burn_in)
     check_positive(lr=lr)
     count = steps if steps is not None else 300 if full else 3000
-    return count, burn_in if burn_in is not None else 60 if full else count // 2
+    return count, burn_in if burn_in is not None else min(60, count // 2) if full else count // 2

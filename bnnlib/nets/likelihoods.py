@@ -51,11 +51,24 @@ class Likelihood(ABC):
         """Log prior density of the unconstrained coordinate u, Jacobian included; (..., M) -> (...)."""
         if self.unknown is None:
             return u.new_zeros(u.shape[:-1])
-        transform = biject_to(self.unknown.support)
+        unknown = self._unknown_like(u)
+        transform = biject_to(unknown.support)
         v = transform(u)
-        log_p = self.unknown.log_prob(v.reshape((*u.shape[:-1], *self.unknown.batch_shape))).reshape(v.shape)
+        log_p = unknown.log_prob(v.reshape((*u.shape[:-1], *unknown.batch_shape))).reshape(v.shape)
         density: Tensor = (log_p + transform.log_abs_det_jacobian(u, v)).sum(-1)
         return density
+
+    def _unknown_like(self, u: Tensor) -> Distribution:
+        """`unknown` in the dtype and on the device of u: torch's Gamma, for one, would bring u to its own."""
+        assert self.unknown is not None
+        source, moved = self.__dict__.get("_moved", (None, None))
+        if source is not self.unknown or self.__dict__["_place"] != (u.dtype, u.device):
+            values = {name: getattr(self.unknown, name, None) for name in self.unknown.arg_constraints}
+            there = {k: v.to(u.device, u.dtype) for k, v in values.items() if isinstance(v, Tensor)}
+            kind, checked = cast(Any, type(self.unknown)), self.unknown._validate_args
+            moved = kind(**there, validate_args=checked) if len(there) == len(values) else self.unknown
+            self._moved, self._place = (self.unknown, moved), (u.dtype, u.device)
+        return cast(Distribution, moved)
 
     def unknown_start(self) -> Tensor:
         """Where inference starts: the prior mean of the noise, or 1 above its smallest value where there is no mean."""

@@ -54,6 +54,7 @@ def mean_field(
         of the posterior, and its repr says so.
     warmup
         Steps over which the weight of the KL grows to kl_weight. It changes the way, not the goal.
+        From a fresh network a tenth of the steps helps: without it the fit may call the curve noise and stay there.
     estimator
         "reparameterised": one draw of w a step, for all examples. "local" and "flipout" move each
         example by itself (see `bnnlib.nets.estimators`): the same expected gradient, which scatters

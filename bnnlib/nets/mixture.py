@@ -129,11 +129,12 @@ def mixture(posteriors: Sequence[Posterior], method: str | None = None) -> Mixtu
     """
     if not posteriors:
         raise ValueError("a mixture needs at least one posterior")
+    for i, given in enumerate(posteriors):
+        if not isinstance(given, Posterior):
+            raise TypeError(f"number {i} is a {type(given).__name__}, not a Posterior")
     first = posteriors[0]
     signature = first.model.signature()
     for i, other in enumerate(posteriors):
-        if not isinstance(other, Posterior):
-            raise TypeError(f"number {i} is a {type(other).__name__}, not a Posterior")
         differs = [k for k, v in other.model.signature().items() if v != signature[k]]
         if differs:
             raise ValueError(f"number {i} belongs to another model: its {differs[0]} differs from the first one's")
@@ -141,14 +142,17 @@ def mixture(posteriors: Sequence[Posterior], method: str | None = None) -> Mixtu
             raise ValueError(f"number {i} was trained on data in other units than the first; standardise them once")
     members = tuple(p.with_model(first.model) for p in posteriors)
     names = dict.fromkeys(p.method for p in members)
-    tempers = [float(p.diagnostics.get("kl_weight", 1.0)) for p in members]
+    tempers = {
+        key: next((t for p in members if (t := float(p.diagnostics.get(key, 1.0))) != 1.0), 1.0)
+        for key in ("kl_weight", "temperature")
+    }
     return MixturePosterior(
         model=first.model,
         distribution=Mixture([p.distribution for p in members]),
         method=method or f"mixture of {' and '.join(names)}",
         diagnostics={
             "members": float(len(members)),
-            "kl_weight": next((t for t in tempers if t != 1.0), 1.0),
+            **tempers,
             "interrupted": float(any(p.diagnostics.get("interrupted", 0.0) for p in members)),
         },
         scaling=first.scaling,
@@ -172,7 +176,10 @@ def joined(parts: Sequence[Predictive]) -> Predictive:
     A prediction with fewer components (a closed form has one, or a few) has each of them counted as often as makes the
     weights equal.
     """
-    most = max(p.draws for p in parts)
+    counts = [p.draws for p in parts]
+    most = math.lcm(*counts)
+    if most > 10 * max(counts):  # equal weights to a tenth of a component are enough
+        most = 10 * max(counts)
     picks = [torch.arange(most) * p.draws // most for p in parts]
 
     def every(value: Callable[[Predictive], Tensor]) -> Tensor:

@@ -40,7 +40,10 @@ def closed_moments(
     """
     if not (isinstance(distribution, Independent) and type(distribution.base_dist) is Normal):
         return None
-    named = list(model.net.named_children()) if isinstance(model.net, nn.Sequential) else []
+    # Not named_children(), which leaves out the second place of a layer; a constant weight or bias is a buffer.
+    named = list(model.net._modules.items()) if isinstance(model.net, nn.Sequential) else []
+    if any(layer is None or layer._buffers for _, layer in named):
+        return None
     kinds = [type(layer) for _, layer in named]
     if kinds != [nn.Linear, nn.ReLU, nn.Linear] or not isinstance(model.likelihood, Gaussian) or x.dim() != 2:
         return None

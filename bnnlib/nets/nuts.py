@@ -92,7 +92,7 @@ def nuts(
     work = model.to(target, torch.float64)
     x, y = (v.to(target).double() if v.is_floating_point() else v.to(target) for v in (x, y))
     density = Density(work)
-    w = starts(work, chains, None if start is None else start.to(work.start()), generator)
+    w = starts(work, chains, start, generator)
     check_finite(density(w, x, y)[0], 0, "nuts", "give standardised data (bnnlib.data.Standardized) or another start")
 
     def potential(values: dict[str, Tensor]) -> Tensor:
@@ -100,7 +100,7 @@ def nuts(
 
     found: list[list[Tensor]] = []
     notes: list[dict[str, float]] = []
-    planned = draws
+    stopped = False
     try:
         if start is None:
             w = ascend(density, w, lambda: (x, y, 1.0), 200)
@@ -128,8 +128,12 @@ def nuts(
                 run.run()
                 notes.append(_notes(kernel, run))
     except KeyboardInterrupt:
-        planned = draws + 1  # whatever is there is less than was asked for
+        stopped = True
     whole = [f for f in found if len(f) == draws] or [f for f in found[:1] if f]
+    reached = None
+    if stopped and whole:
+        first = f"{len(whole[0])} of {draws} draws of the first chain"
+        reached = f"{len(whole)} of {chains} chains" if len(whole[0]) == draws else first
     kept = torch.stack([torch.stack(f) for f in whole], 1) if whole else w.new_empty((0, chains, model.size))
     return chain_posterior(
         model,
@@ -142,8 +146,9 @@ def nuts(
             "divergences": sum(n["divergences"] for n in notes),
         },
         scaling=prepared.scaling,
-        planned=planned,
+        planned=draws,
         last=w,
+        reached=reached,
     )
 
 

@@ -168,7 +168,8 @@ class Posterior:
                 if out is None:
                     out = f.new_empty((draws, *f.shape))
                 out[s] = f
-                noise[s] = w[self.model.net_size :]
+                if noise.shape[1]:
+                    noise[s] = w[self.model.net_size :]
         assert out is not None
         return out, noise
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from bnnlib._settings import check_positive, check_whole
 from bnnlib.nets._fitting import Data, batches, prepare, progress_bar
-from bnnlib.nets._sampling import Density, ascend, chain_posterior, check_finite, metric, noise, starts
+from bnnlib.nets._sampling import Density, ascend, chain_posterior, check_finite, metric, noise, starts, stiffness
 from bnnlib.nets.model import Model
 from bnnlib.nets.posterior import Posterior
 
 __all__ = ["sghmc"]
 
-_ADVICE = "try a smaller step, or standardised data (bnnlib.data.Standardized)"
+_ADVICE = "try a smaller step, a longer warmup, or standardised data (bnnlib.data.Standardized)"
 
 
 def sghmc(
@@ -73,7 +73,8 @@ def sghmc(
         Part alpha of the momentum that is lost at each step.
     step
         Largest eps of a cycle as a part of the largest stable one, 4 / (largest curvature), found after the
-        warm-up and divided by n / batch for the mini-batch's noise.
+        warm-up and divided by n / batch for the mini-batch's noise. Where unknown noise falls during a cycle, the
+        curvature grows: a chain whose eps is over half of what is stable when a cycle begins has it found anew.
     step_size
         Or the largest eps itself.
     precondition
@@ -94,8 +95,8 @@ def sghmc(
     -------
     Posterior
         An `Empirical`, chain after chain, each with cycles * draws draws. History `log_joint` (of the
-        batch at each kept draw, mean over chains); diagnostics `step_size` (the largest, mean over chains). An
-        interrupt from the keyboard returns what is there, marked as interrupted.
+        batch at each kept draw, mean over chains); diagnostics `step_size` (the largest of the last cycle, mean
+        over chains). An interrupt from the keyboard returns what is there, marked as interrupted.
 
     Raises
     ------
@@ -115,7 +116,7 @@ def sghmc(
         x, y = next(stream)
         return x, y, prepared.n / len(x)
 
-    w = starts(density.model, chains, None if start is None else start.to(density.model.start()), generator)
+    w = starts(density.model, chains, start, generator)
     kept = w.new_empty((cycles * draws, chains, model.size))
     record, size = w.new_full((cycles * draws,), torch.nan), w.new_zeros(chains, 1)
     # A step is kept where this list says so, counted within its cycle.
@@ -132,6 +133,8 @@ def sghmc(
         for i in bar:
             at = i % cycle_steps
             part = at / cycle_steps
+            if i and not at and step_size is None:
+                size = _still_stable(size, step, density, w, (x, y, ratio), m)
             h = (size * _fall(part) * m).sqrt()
             value, slope = density(w, *batch())
             r = (r * (1 - friction)).addcmul_(h, slope)
@@ -162,6 +165,16 @@ def sghmc(
         planned=cycles * draws,
         last=w,
     )
+
+
+def _still_stable(
+    size: Tensor, step: float, density: Density, w: Tensor, batch: tuple[Tensor, Tensor, float], m: Tensor
+) -> Tensor:
+    """Largest eps (C, 1) of a cycle that begins at w: that of the last cycle, unless the curvature has outgrown it."""
+    # A generator of its own, and a batch seen before: looking must not change what is drawn.
+    v = noise(tuple(w.shape), w, torch.Generator().manual_seed(0))
+    limit = 4 / (stiffness(density, w, lambda: batch, m, v, rounds=10) * batch[2])[:, None]
+    return torch.where(size > 0.5 * limit, step * limit, size)
 
 
 def _fall(part: float) -> float:

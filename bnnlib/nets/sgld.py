@@ -107,7 +107,7 @@ def sgld(
         x, y = next(stream)
         return x, y, prepared.n / len(x)
 
-    w = starts(density.model, chains, None if start is None else start.to(density.model.start()), generator)
+    w = starts(density.model, chains, start, generator)
     kept = w.new_empty((draws, chains, model.size))
     record, size = w.new_full((draws,), torch.nan), w.new_zeros(chains, 1)
     done = 0

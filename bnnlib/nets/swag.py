@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
+from bnnlib._random import place
 from bnnlib._settings import check_positive, check_whole
 from bnnlib.nets._fitting import Data, Prepared, batches, prepare, progress_bar
 from bnnlib.nets._training import NegativeLogJoint, check_finite, report_interrupt
@@ -103,12 +104,15 @@ def swag(
             f"batches of {size} of {prepared.n} points: the full gradient has no noise to learn a spread from; give a "
             "smaller batch_size, or a loader with one"
         )
+    interrupted = False
     if start is None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "[xy] has root mean square")  # `prepare` has said it
-            start = map_estimate(model, data, steps=steps, progress=progress, device=device).mean
-    if start.shape != (model.size,):
-        raise ValueError(f"start has shape {tuple(start.shape)}; expected ({model.size},), all unknowns of the model")
+            best = map_estimate(model, data, steps=steps, progress=progress, device=device)
+        start, interrupted = best.mean, bool(best.diagnostics["interrupted"])
+    if not isinstance(start, Tensor) or start.shape != (model.size,):
+        given = f"shape {tuple(start.shape)}" if isinstance(start, Tensor) else f"type {type(start).__name__}"
+        raise ValueError(f"start has {given}; expected ({model.size},), all unknowns of the model")
     loss = NegativeLogJoint(model if target == home else model.to(target))
     loss.w.copy_(start)
     if lr is None:
@@ -116,7 +120,7 @@ def swag(
     gap = every if every is not None else -(-prepared.n // size)
     moments = _Moments(loss.w, rank)
     losses: list[Tensor] = []
-    interrupted, total = False, iterates * gap
+    total = 0 if interrupted else iterates * gap  # who stops the search for the best w wants no more steps
     stream = _mini_batches(prepared, size, generator, target)
     try:
         for step in progress_bar(total, "swag", progress):
@@ -181,7 +185,7 @@ def _mini_batches(
         yield from batches(prepared, device)
     x, y = prepared.x.to(device), prepared.y.to(device)
     while True:
-        order = torch.randperm(len(x), generator=generator).to(device)
+        order = torch.randperm(len(x), generator=generator, device=place(generator, x)).to(device)
         for pick in order.split(size):
             yield x[pick], y[pick]
 

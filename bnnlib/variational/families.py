@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
+from bnnlib._random import fill_normal
 from bnnlib._settings import check_whole
 
 __all__ = ["Family", "FullRank", "LowRank", "MeanField"]
@@ -125,7 +126,7 @@ class MeanField(NormalFamily):
         return Independent(Normal(self.loc, self.scale, validate_args=validate_args), 1, validate_args=validate_args)
 
     def draw_into(self, out: Tensor, generator: torch.Generator | None) -> None:
-        self._move.normal_(generator=generator).mul_(self._s)
+        fill_normal(self._move, generator).mul_(self._s)
         torch.add(self.loc, self._move, out=out)
 
     def spread(self, precision: Tensor, weight: float = 1.0) -> Tensor:
@@ -193,7 +194,7 @@ class FullRank(_Correlated):
         return entropy
 
     def draw_into(self, out: Tensor, generator: torch.Generator | None) -> None:
-        self._h.normal_(generator=generator)
+        fill_normal(self._h, generator)
         torch.addmv(self._h, self.mix, self._h, alpha=self.pace, out=self._unit)
         torch.mul(self._s, self._unit, out=self._move)
         torch.add(self.loc, self._move, out=out)
@@ -252,8 +253,8 @@ class LowRank(_Correlated):
         return entropy + half_log_det
 
     def draw_into(self, out: Tensor, generator: torch.Generator | None) -> None:
-        self._unit.normal_(generator=generator)
-        self._h.normal_(generator=generator)
+        fill_normal(self._unit, generator)
+        fill_normal(self._h, generator)
         self._unit.addmv_(self.mix, self._h)
         torch.mul(self._s, self._unit, out=self._move)
         torch.add(self.loc, self._move, out=out)

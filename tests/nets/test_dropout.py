@@ -156,6 +156,12 @@ def test_classes_and_an_interrupt(monkeypatch):
     monkeypatch.setattr(NegativeLogJoint, "__call__", breaking)
     with pytest.warns(UserWarning, match="dropout was interrupted after 7 of 50 steps"):
         assert "interrupted" in repr(run(model, (X, labels)))
+    calls.clear()
+    with pytest.warns(UserWarning, match="dropout was interrupted after 7 of 50 steps"):
+        posterior = run(model, (X, labels), p=[0.1, 0.3])
+    assert len(calls) == 8  # the search among the p is over, too
+    assert "interrupted" in repr(posterior)
+    assert posterior.diagnostics["p"] == pytest.approx(0.1)
 
 
 class Branching(nn.Module):

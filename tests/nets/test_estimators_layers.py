@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnnlib.nets import Gaussian, Model
+from bnnlib.nets import Gaussian, Model, bayesian
 from bnnlib.nets.estimators import KINDS, SampledOutputs, noisy_forward
 
 F64 = torch.float64
@@ -125,3 +125,15 @@ def test_bad_input_is_named_before_any_work():
         noisy_forward(model, loc, scale[:3], x)
     with pytest.raises(ValueError, match="scale has negative entries"):
         noisy_forward(model, loc, -scale, x)
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+@pytest.mark.parametrize("layers", ["2.*", "0.weight", "*.weight", "*.bias"])
+def test_what_is_constant_stays_in_the_network(kind, layers):
+    """Without spread the output is the model's own, constant weights and biases included; with it, noise is there."""
+    model = bayesian(made(small_net), Gaussian(scale=1.0), layers=layers).model
+    loc, x = normals(model.size, seed=6), normals(5, 2)
+    f = noisy_forward(model, loc, torch.zeros_like(loc), x, kind, generator())
+    torch.testing.assert_close(f, model(loc, x), rtol=0, atol=1e-12)
+    noisy = [noisy_forward(model, loc, torch.ones_like(loc), x, kind, generator(i)) for i in range(2)]
+    assert bool((noisy[0] != noisy[1]).all())

@@ -176,6 +176,23 @@ def test_a_step_that_is_too_large_is_counted_not_taken():
     assert bool((run.w == 1).all())
 
 
+def test_divergences_are_counted_from_the_first_iteration_after_the_warm_up(monkeypatch):
+    """Every trajectory of the warm-up and after it diverges: only those after it count, all of them."""
+    original = _Run._propose
+
+    def diverging(self, size, steps):
+        found = original(self, size, steps)
+        self.divergences += steps > 1  # not the search for a step size
+        return found
+
+    monkeypatch.setattr(_Run, "_propose", diverging)
+    model = Model(nn.Linear(1, 1).double(), Gaussian(scale=1.0))
+    data = torch.ones(4, 1).double(), torch.ones(4, 1).double()
+    for warmup in (0, 7):
+        settings = {"draws": 5, "warmup": warmup, "chains": 1, "leapfrog_steps": 4, "progress": False}
+        assert hmc(model, data, generator=seeded(), **settings).diagnostics["divergences"] == 5
+
+
 def test_temperature():
     """A cold posterior of a normal has the variance T times as large."""
     model, data = nothing_learned(Normal(0.0, 2.0))

@@ -20,9 +20,11 @@ from bnnlib.nets import (
     map_estimate,
     mean_field,
     mixture,
+    sgld,
 )
 from bnnlib.nets.empirical import Empirical
-from bnnlib.nets.mixture import Mixture
+from bnnlib.nets.mixture import Mixture, joined
+from bnnlib.predictive import Predictive
 
 F64 = torch.float64
 
@@ -127,6 +129,13 @@ def test_the_distribution_is_the_mixture():
     assert q.sample((2, 3)).shape == (2, 3, 4)
 
 
+def test_unequal_numbers_of_draws_weigh_each_draw_of_a_member_the_same():
+    """Source: the mean of the members' means, by hand."""
+    sets = [torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([[10.0], [20.0]])]
+    parts = [Predictive(Normal(v.unsqueeze(-1), torch.ones(1, 1, 1))) for v in sets]
+    assert joined(parts).mean.item() == pytest.approx((3.0 + 15.0) / 2, rel=1e-6)
+
+
 @pytest.mark.parametrize("method", [laplace, mean_field, map_estimate])
 def test_files_give_equal_predictions(method, tmp_path):
     own = model()
@@ -147,6 +156,10 @@ def test_tempering_and_interrupts_are_named(monkeypatch):
     own, settings = model(), {"steps": 10, "kl_weight": 0.5}
     cold = ensemble(own, DATA, members=2, method=mean_field, settings=settings, progress=False, generator=generator())
     assert "TEMPERED: kl_weight=0.5" in repr(cold)
+    walk = {"draws": 3, "warmup": 4, "chains": 1, "temperature": 0.1}
+    cold = ensemble(own, DATA, members=2, method=sgld, settings=walk, progress=False, generator=generator())
+    assert "TEMPERED: temperature=0.1" in repr(cold)
+    assert "TEMPERED" not in repr(mixture([map_estimate(own, DATA, steps=3, progress=False)]))
     runs = []
 
     def interrupted(own, data, **settings):
@@ -168,6 +181,8 @@ def test_what_does_not_belong_together_is_refused():
         mixture([point(normals(1, a.size), a), point(normals(1, b.size), b)])
     with pytest.raises(ValueError, match="in other units"):
         mixture([map_estimate(a, d, steps=1, progress=False) for d in (DATA, Standardized(X, Y))])
+    with pytest.raises(TypeError, match="number 0 is a Model, not a Posterior"):
+        mixture([a])
     with pytest.raises(TypeError, match="number 1 is a MultivariateNormal"):
         mixture([point(normals(1, a.size), a), MultivariateNormal(torch.zeros(2), torch.eye(2))])
 

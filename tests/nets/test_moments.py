@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import HalfNormal, Independent, Normal
 
 from bnnlib.data import Scaling
-from bnnlib.nets import Categorical, Gaussian, Model, Posterior, StudentT
+from bnnlib.nets import Categorical, Gaussian, Model, Posterior, StudentT, bayesian
 from bnnlib.nets.moments import relu_moments
 
 F64 = torch.float64
@@ -149,3 +149,17 @@ def test_memory_does_not_grow_with_the_draws():
 
     assert peak(p.moments, 500) < 1.1 * peak(p.moments, 50)
     assert peak(p.predict, 500) > 2 * peak(p.predict, 50)  # the measure sees growth where there is some
+
+
+@pytest.mark.parametrize("kept", ["*.weight", "last"])
+def test_a_constant_weight_or_bias_is_not_forgotten(kept):
+    """Source: 200,000 draws. What is constant is no part of w, and still part of the function."""
+    net = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    for i, p in enumerate(net.parameters()):
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+    posterior = bayesian(net, Gaussian(scale=0.5), scale=0.3, layers=kept)
+    x = torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.float64)
+    drawn = posterior.functions(x, 200_000, torch.Generator().manual_seed(0))
+    error = drawn.std(0) / 200_000**0.5
+    found = posterior.moments(x, draws=200_000, generator=torch.Generator().manual_seed(1)).mean
+    assert ((found - drawn.mean(0)).abs() < 7 * error).all()

@@ -68,10 +68,16 @@ def test_an_interrupt_in_the_second_chain_keeps_the_first(monkeypatch):
     monkeypatch.setattr(Density, "log_prob", counted)
     nuts(model, (x, y), generator=seeded(4), **settings)
     limit, calls[0] = calls[0] - 10, 0
-    with pytest.warns(UserWarning, match="nuts was interrupted"):
+    with pytest.warns(UserWarning, match="nuts was interrupted after 1 of 2 chains"):
         part = nuts(model, (x, y), generator=seeded(4), **settings)
     assert part.diagnostics["chains"] == 1
     assert torch.equal(part.distribution.values, whole.distribution.values[:20])
+    limit, calls[0] = limit // 2 - 10, 0
+    with pytest.warns(UserWarning, match=r"after \d+ of 20 draws of the first chain"):
+        part = nuts(model, (x, y), generator=seeded(4), **settings)
+    n = len(part.distribution.values)
+    assert 0 < n < 20
+    assert torch.equal(part.distribution.values, whole.distribution.values[:n])
 
 
 def test_without_pyro_the_error_says_what_to_do(monkeypatch):

@@ -10,7 +10,7 @@ from torch.distributions import Gamma, HalfNormal, LogNormal, StudentT
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnnlib.data import Standardized
-from bnnlib.nets import Categorical, Gaussian, Model, Posterior, convergence, hmc, nuts, sghmc, sgld
+from bnnlib.nets import Categorical, Gaussian, Model, Posterior, bayesian, convergence, hmc, nuts, sghmc, sgld
 from bnnlib.nets._sampling import Density, metric
 
 SHORT = {
@@ -62,8 +62,11 @@ CASES = {
     "one input": (nn.Sequential(nn.Linear(1, 3), nn.Sigmoid(), nn.Linear(3, 1)), Gaussian(scale=0.3), 0.7),
     "heavy tails": (nn.Sequential(nn.Linear(2, 3), nn.Softplus(), nn.Linear(3, 1)), Gaussian(scale=0.5), StudentT(3.0)),
     "classes": (conv, Categorical(), None),
+    "shared": (nn.Sequential(nn.Linear(2, 3), g := nn.Tanh(), nn.Linear(3, 3), g, nn.Linear(3, 1)), Gaussian(var=1), 1),
     "recurrent": (Recurrent(), Gaussian(scale=LogNormal(0.0, 1.0)), None),
 }
+for part in ("2.*", "*.weight"):  # all else is constant
+    CASES[part] = (bayesian(CASES["dense"][0], Gaussian(scale=0.3), layers=part).model.net, Gaussian(scale=0.3), None)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -219,6 +222,7 @@ def test_starts(method):
     for bad, message in [
         (begin[:1], r"start must have shape \(chains, unknowns\) = \(2, 18\), got \(1, 18\)"),
         (begin * math.nan, "start has NaN or infinite entries"),
+        (begin.tolist(), "start must have shape .*, got list"),
     ]:
         with pytest.raises(ValueError, match=message):
             short(method, start=bad)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import nn
+from torch.distributions import HalfNormal
 
+from bnnlib.data import Standardized, quintic
 from bnnlib.nets import Gaussian, Model, sghmc
 from bnnlib.nets._sampling import Density
 
@@ -90,6 +92,34 @@ def test_draws_come_from_the_second_half_of_each_cycle(monkeypatch):
         assert (where[0] - 1) % 100 >= 49
         assert (where[0] - 1) // 100 == k // 10
     assert posterior.diagnostics["draws"] == 20
+
+
+def test_a_cycle_begins_with_a_step_that_is_still_stable():
+    """A warm-up that ends before the noise is found leaves a step for a fraction of the curvature to come."""
+    task = quintic(200, generator=seeded())
+    net = nn.Sequential(nn.Linear(1, 300), nn.ReLU(), nn.Linear(300, 1))
+    for i, p in enumerate(net.parameters()):
+        p.data = torch.randn(p.shape, generator=seeded(i)) / 10
+    settings = {"cycle_steps": 500, "draws": 5, "chains": 1, "warmup": 60, "progress": False}
+    wide, data = Model(net, Gaussian(scale=HalfNormal(1.0))), Standardized(task.x, task.y)
+    one, two = (sghmc(wide, data, cycles=c, generator=seeded(5), **settings) for c in (1, 2))
+    assert torch.equal(two.distribution.values[:5], one.distribution.values)
+    assert two.diagnostics["step_size"] < 0.2 * one.diagnostics["step_size"]
+    assert float(two.history["log_joint"].min()) > float(one.history["log_joint"].min()) - 100
+
+
+def test_a_step_that_is_still_stable_is_kept(monkeypatch):
+    """A curvature that stays changes nothing, to the last bit; one grown sixfold takes the step back to its part."""
+    model, x, y = one_weight()
+    settings = {"cycles": 2, "cycle_steps": 20, "draws": 5, "chains": 3, "step": 0.1, "progress": False}
+    settings |= {"start": torch.zeros(3, 1).double()}
+    module = sys.modules["bnnlib.nets.sghmc"]
+    found, original = [], module.stiffness
+    for factor in (1.0, 4.9, 6.0):
+        monkeypatch.setattr(module, "stiffness", lambda *args, f=factor, **more: f * original(*args, **more))
+        found.append(sghmc(model, (x, y), generator=seeded(6), **settings))
+    assert torch.equal(found[0].distribution.values, found[1].distribution.values)
+    assert found[2].diagnostics["step_size"] == pytest.approx(found[0].diagnostics["step_size"] / 6, rel=1e-12)
 
 
 def test_exploration_draws_no_noise(monkeypatch):

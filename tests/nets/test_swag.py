@@ -139,6 +139,23 @@ def test_an_interrupt_returns_a_usable_fit(monkeypatch, after):
     assert posterior.diagnostics["iterates"] == after // 3
 
 
+def test_an_interrupt_of_the_search_for_the_best_w_ends_the_run(monkeypatch):
+    calls, original = [], NegativeLogJoint.__call__
+
+    def breaking(self, *args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(NegativeLogJoint, "__call__", breaking)
+    with pytest.warns(UserWarning, match="map_estimate was interrupted after 7 of 50 steps"):
+        posterior = run(Model(small_net(), Gaussian(scale=0.5)), lr=0.01)
+    assert len(calls) == 8
+    assert "interrupted" in repr(posterior)
+    assert float(posterior.distribution.stddev.max()) < 1e-12
+
+
 def test_a_step_too_long_stops_with_its_number():
     model = Model(nn.Linear(2, 1).double(), Gaussian(scale=0.1), 1.0)
     with pytest.raises(FloatingPointError, match=r"at step \d+; try a smaller lr \(now 50"):
@@ -153,6 +170,7 @@ def test_a_step_too_long_stops_with_its_number():
         ({"every": 0}, "every must be"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"batch_size": 12}, "no noise to learn a spread from"),
+        ({"start": [0.0]}, "start has type list; expected"),
         ({"start": torch.zeros(3)}, r"start has shape \(3,\); expected \(17,\)"),
     ],
 )
