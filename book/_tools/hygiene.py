@@ -27,6 +27,7 @@ from notebooks import (
 )
 
 MIN_CODE_CELLS, MAX_CODE_CELLS = 10, 30
+MAX_LINES = 12
 OPENING = {
     "what is learnt": "what you will learn",
     "what is needed": "what you need",
@@ -180,6 +181,16 @@ def shape(nb: NotebookNode) -> Iterator[str]:
         yield f"{count} code cells before the exercises, not {MIN_CODE_CELLS} to {MAX_CODE_CELLS}"
 
 
+def length(nb: NotebookNode) -> Iterator[str]:
+    """A reader takes in a screen at a time. Imports may be long, and code whose folding says that it only draws."""
+    for cell in code(nb)[1:]:
+        lines = sum(bool(line.strip()) for line in cell.source.splitlines())
+        if lines > MAX_LINES and "hide-input" not in cell.metadata.get(
+            "tags", []
+        ):
+            yield f"a cell of {lines} lines, more than {MAX_LINES}; split it: {cell.source[:60]!r}"
+
+
 def solutions(nb: NotebookNode) -> Iterator[str]:
     text = prose(nb)
     asked = re.findall(
@@ -203,6 +214,7 @@ RULES: list[Callable[[NotebookNode], Iterator[str]]] = [
     portability,
     first_cell,
     shape,
+    length,
     solutions,
 ]
 

@@ -95,6 +95,7 @@ def in_output(**output):
         (in_markdown("## Summary", "## The end"), "last headings"),
         (lambda nb: nb.cells.__delitem__(slice(8, 12)), "code cells before the exercises"),
         (lambda nb: nb.cells.__setitem__(slice(5, 5), code(nb)[:1] * 25), "code cells before the exercises"),
+        (in_code("1 + 1\n" * 13), "a cell of 13 lines"),
         (in_markdown(":label: ex-one\n", ""), "do not match by label"),
         (in_markdown("{solution-start} ex-one", "{solution-start} ex-two"), "do not match by label"),
         (in_markdown(":class: dropdown\n", ""), "lie open"),
