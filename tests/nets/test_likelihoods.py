@@ -24,6 +24,7 @@ from torch.distributions import MultivariateNormal as Vector
 from torch.distributions import Normal as Real
 
 from bnnlib.nets import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, StudentT
+from bnnlib.nets._sampling import _unchecked
 
 F64 = torch.float64
 NOTHING = torch.zeros(0, dtype=F64)
@@ -254,3 +255,11 @@ def test_settings_of_the_wrong_kind_are_refused():
         HeteroscedasticGaussian(min_scale=0.0)
     with pytest.raises(TypeError, match="Categorical has no noise scale"):
         Categorical().log_scale(NOTHING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_where_torchs_checks_are_off_a_broken_proposal_gets_nan_and_no_error(dtype):
+    """A trajectory that diverges is refused by its density; the copy in another dtype must not check again."""
+    likelihood = Gaussian(scale=_unchecked(HalfNormal(1.0)))
+    u = torch.tensor([[math.nan]], dtype=dtype)
+    assert torch.isnan(likelihood.unknown_log_prior(u)).all()
