@@ -108,6 +108,7 @@ def test_the_cdf_of_a_normal_keeps_its_digits_in_the_lower_tail():
 
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), p=st.floats(1e-6, 1 - 1e-6), df=st.sampled_from([None, 0.5, 2.0, 40.0]))
+@pytest.mark.slow
 def test_quantile_and_cdf_undo_each_other(seed, p, df):
     mixture = normals(seed) if df is None else students(df, seed)
     assert float((mixture.cdf(mixture.quantile(p)) - p).abs().max()) < 1e-11

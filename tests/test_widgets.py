@@ -195,6 +195,7 @@ def test_bad_input_is_refused(make, error, message):
         make()
 
 
+@pytest.mark.slow
 def test_it_needs_no_jupyter_and_importing_it_is_light():
     code = (
         "import sys; sys.modules['IPython'] = None\n"

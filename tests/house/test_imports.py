@@ -96,6 +96,7 @@ def test_importing_the_package_does_not_load_pyplot():
         ("warnings.simplefilter('ignore')", "warnings"),
     ],
 )
+@pytest.mark.slow
 def test_a_side_effect_is_seen(line, what):
     changed, _ = fresh(line)
     assert changed == [what]

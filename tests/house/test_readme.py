@@ -4,11 +4,14 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from notebooks import ROOT, notebooks
 
 README = (ROOT / "README.md").read_text("utf8")
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs():
     [quickstart] = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     command = [sys.executable, "-W", "error", "-c", quickstart]

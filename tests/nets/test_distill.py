@@ -111,6 +111,7 @@ def test_the_doubt_left_by_a_sure_teacher_is_not_rounded_away(dtype):
     torch.testing.assert_close(found, torch.tensor(exact, dtype=dtype), rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.slow
 def test_units_are_those_of_the_data():
     x = torch.linspace(100, 300, 60, dtype=torch.float64).unsqueeze(-1)
     y = 5000 + 7 * x + 50 * torch.randn(60, 1, generator=seeded(), dtype=torch.float64)

@@ -168,6 +168,7 @@ def test_the_variance_of_a_gradient_in_closed_form(kind, factor):
     )  # kurtosis at most 9: Flipout multiplies two
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_net_is_equal_in_expectation_and_scatters_less():
     model, loc, scale = model_of(small_net)
     x, y, n = normals(50, 2, seed=1), normals(50, 1, seed=2), 1500

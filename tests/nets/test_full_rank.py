@@ -98,6 +98,7 @@ def test_the_gradient_written_by_hand_is_autograds(kind, prior, noise, settings)
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_full_rank_optimum_is_the_exact_posterior():
     model, data, exact, evidence = regression()
     posterior = run(full_rank, model, data, steps=1000, lr=0.06, draws=16, decay=0.8, init_scale=0.1)

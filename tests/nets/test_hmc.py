@@ -140,6 +140,7 @@ def test_draws_follow_a_known_cdf():
     assert p_value(w, lambda v: torch.as_tensor(stats.t(4).cdf(v.numpy()))) > 3e-7
 
 
+@pytest.mark.slow
 def test_step_sizes_and_masses_are_found():
     """Scales from 0.01 to 10: the mass finds the variances, the acceptance its target, each chain by itself."""
     sd = torch.tensor([0.01, 0.1, 1.0, 10.0], dtype=torch.float64)

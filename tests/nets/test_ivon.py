@@ -120,6 +120,7 @@ def test_it_rests_at_the_mean_field_optimum(batch):
     torch.testing.assert_close(posterior.distribution.base_dist.scale, sd, rtol=0.08, atol=0)
 
 
+@pytest.mark.slow
 def test_without_data_to_speak_of_it_is_the_prior():
     """Source: one observation with a noise of 1000 says nothing; q = prior, N(0, 1/3) and N(0, 1)."""
     model = Model(network(3, 1)[0], Gaussian(scale=1000.0))

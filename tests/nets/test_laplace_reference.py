@@ -185,6 +185,7 @@ def test_for_one_point_the_shared_block_is_exact_and_two_are_not(kind):
 
 @every_kind
 @pytest.mark.parametrize("structure", [*STRUCTURES, "full, more weights than outputs"])
+@pytest.mark.slow
 def test_the_prior_and_the_noise_that_are_found_have_the_packages_largest_evidence(structure, kind):
     """Source: differences of laplace-torch's log marginal likelihood, at the weights where the fit rests.
 

@@ -192,6 +192,7 @@ def test_one_point_makes_the_block_of_each_layer_exact(likelihood):
     ],
     ids=["one noise", "a noise an output", "classes"],
 )
+@pytest.mark.slow
 def test_last_layer_is_the_full_method_with_all_other_layers_constant(likelihood):
     """Source: structure="full" on a model in which only the last layer is unknown."""
     x, y, new = normals(40, 2), targets(likelihood, 40), 2 * normals(6, 2, seed=5)

@@ -41,6 +41,7 @@ def test_it_lies_between_mean_field_and_full():
     assert float(kl_divergence(three, exact)) < float(kl_divergence(one, exact)) < 0.7 * factorised
 
 
+@pytest.mark.slow
 def test_a_posterior_with_one_free_direction_is_found():
     """One observation of w1 - w2: what stays unknown is w1 + w2, one direction, so rank 1 is exact."""
     x = torch.tensor([[1.0, -1.0]], dtype=F64)

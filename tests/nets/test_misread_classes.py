@@ -10,6 +10,7 @@ from bnnlib.nets import Categorical, Model, map_estimate, mean_field
 
 
 @pytest.mark.misreading("S0.13")
+@pytest.mark.slow
 def test_a_factorised_posterior_can_be_worse_than_its_own_best_point():
     """On held-out digits, same model and same prior: a counterexample is enough against "always better"."""
     digits, generator = load_digits(), torch.Generator().manual_seed(0)

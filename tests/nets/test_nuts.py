@@ -22,6 +22,7 @@ def task(n=30):
     return Model(nn.Linear(1, 1, bias=False).double(), Gaussian(scale=1.0), 1.0), torch.ones(n, 1).double(), y
 
 
+@pytest.mark.slow
 def test_a_normal_within_monte_carlo_error():
     model, x, y = task()
     posterior = nuts(model, (x, y), draws=500, warmup=100, generator=seeded(2), progress=False)

@@ -73,6 +73,7 @@ def test_five_seeds_reach_the_goal(name, noise):
 
 
 @pytest.mark.parametrize("name", SHORT)
+@pytest.mark.slow
 def test_one_seed_reaches_the_goal(name):
     fit, largest, (low, high) = SHORT[name]
     gap, covered = against_the_oracle(fit, 0.58, 0)

@@ -33,6 +33,7 @@ def stationary_var(eps, lam, alpha):
 
 
 @pytest.mark.parametrize(("part", "alpha"), [(0.5, 0.2), (0.05, 0.1), (0.25, 1.0)])
+@pytest.mark.slow
 def test_the_law_at_a_constant_step(part, alpha, monkeypatch):
     """Against the Lyapunov equation, with the cosine held at one."""
     monkeypatch.setattr(sys.modules["bnnlib.nets.sghmc"], "_fall", lambda part: 1.0)
@@ -48,6 +49,7 @@ def test_the_law_at_a_constant_step(part, alpha, monkeypatch):
     assert float(w.mean()) == pytest.approx(float(y.sum()) / 41, abs=5 * math.sqrt(exact / 4000))
 
 
+@pytest.mark.slow
 def test_small_steps_give_the_posterior():
     """The Lyapunov variance goes to 1 / lam, and the draws at the end of a cycle have it."""
     assert stationary_var(1e-4 / 41, 41.0, 0.1) == pytest.approx(1 / 41, rel=1e-3)

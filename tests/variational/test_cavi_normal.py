@@ -96,6 +96,7 @@ def test_mean_and_precision_have_a_known_fixed_point(n, seed):
     assert (found.elbo.diff() >= -1e-10).all()
 
 
+@pytest.mark.slow
 def test_the_bound_of_mean_and_precision_by_quadrature():
     y = data(6, 3)
     found, exact = cavi_normal_gamma(y, PRIOR), normal_gamma(PRIOR, y)

@@ -79,6 +79,7 @@ def test_the_expected_bound_is_equal():
     assert abs(theirs.mean() - ours.mean()) < 5 * error
 
 
+@pytest.mark.slow
 def test_the_expected_gradient_is_equal():
     svi, drawn = Trace_ELBO(), []
     guide()
