@@ -215,3 +215,17 @@ def test_a_reader_of_digits_keeps_its_classes_in_every_structure():
         assert float((mode == y[-300:]).double().mean()) > 0.9
         assert float((probs.argmax(-1) == mode).double().mean()) > 0.95
         assert posterior.history["log_evidence"][-1] > posterior.history["log_evidence"][0]
+
+
+@pytest.mark.parametrize("steps", [2, 20, 60])
+def test_a_short_run_finds_prior_and_noise_too(steps):
+    """The burn-in, in which both stay where they are, must not be the whole run."""
+    train = quintic(40, generator=torch.Generator().manual_seed(1))
+    net = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1))
+    model = Model(net, Gaussian(scale=HalfNormal(1.0)))
+    data = Standardized(train.x, train.y)
+    moved, still = (
+        laplace(model, data, steps=steps, tolerance=0.0, progress=False, **how) for how in ({}, {"burn_in": steps})
+    )
+    for name in model.shapes:
+        assert moved.diagnostics[f"prior_sd {name}"] != still.diagnostics[f"prior_sd {name}"]
